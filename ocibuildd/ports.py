@@ -1,0 +1,353 @@
+"""The interfaces between packages and the values that they trade in: one page.
+
+Standard library only, since both processes (main and nsd) read it.
+
+**The two processes.**  ``main`` (asyncio, host namespaces, an ordinary user) owns database, blobs and
+sockets.  ``nsd`` (single-threaded zygote in user namespace U0) forks a child per *job*.  All work on the
+bytes of file systems happens in such children: running steps, applying layers, diffing, packing COPYs,
+deleting trees; they read, hash and compress there (in threads of that short-lived child), so that main's
+loop, its GIL and its memory stay free.  A child gets file descriptors, never opens blobs by name.
+
+**Trees.**  A layer unpacked in overlayfs form lives in ``<state>/trees/<tree id>/fs`` (beside it ``work``
+while a step runs).  A *chain* is a list of tree ids, lowest first; mounting it with overlayfs
+(``userxattr``) gives a root file system.  Owners in trees are "container id + shift" as seen from U0, where
+shift is 1 in the normal (shifted) mode; ``Capabilities.shift`` says so.
+
+**Jobs** (``Nsd.call``): name, JSON-able args, descriptors → JSON-able result.  Errors come back as
+``errors.BuildError`` (by code) or OSError.  Cancelling the call kills the job's process tree.
+
+    run          RunSpec → RunOutcome                                  fds: stdout, stderr[, stdin]
+                 (with ``tty``: one fd, the pty's slave side is made inside; main gets the master by event)
+    apply        {tree, lowers, expect_diff_id, limits} → Applied      fds: input (file or pipe)
+    diff         {tree, lowers, output: Output} → Packed               fds: blob (file, written from 0)
+    pack         {sources, copy, lowers, output} → Packed              fds: blob, source directories …
+    checksum     {source, paths, …} → Checksum                         fds: [source directory]
+    lookup       {lowers, stat: [...], read: [...]} → {stat: {...}, read: {...}}
+    archive      {lowers} → {}                                         fds: output    (tar/local outputs)
+    compare      {lowers_a, lowers_b} → {changes: [[kind, path, size], …]}
+    unpack       {path, limits} → {files, bytes, skipped}              fds: input     (a tar as plain files)
+    remove       {paths} → {files, bytes}
+    git          {…} → {commit, …}                                     (clones inside a sandbox)
+
+``Limits`` are {bytes, entries, name, ratio}; 0 = the module's own constant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NotRequired, Protocol, TypedDict
+
+from .model.digest import Digest
+
+Compression = Literal["gzip", "zstd", "none"]
+
+# --- what crosses between main and nsd (JSON) ------------------------------------------------------
+
+
+class Output(TypedDict):
+    """How a layer is written.  Same input and same Output give the same bytes, always.
+
+    level: -1 = the compressor's default.  clamp: seconds since the epoch that no mtime may pass
+    (SOURCE_DATE_EPOCH with rewrite-timestamp, --reproducible), None = as they are.
+    """
+
+    compression: Compression
+    level: int
+    clamp: int | None
+
+
+class Packed(TypedDict):
+    """A layer as written.  ``empty``: it has no entries, nothing was written, the digests are "".
+
+    digest, size: of the compressed bytes.  diff_id, tar_size: of the tar.  content: a digest of paths,
+    modes, owners, link targets, xattrs and bytes, without mtimes (for early cutoff).
+    entries: how many.  toc: not carried here; see ``layer.toc``.
+    """
+
+    empty: bool
+    digest: str
+    size: int
+    diff_id: str
+    tar_size: int
+    content: str
+    entries: int
+
+
+class Applied(TypedDict):
+    """An applied layer.  digest, size: of the bytes read (with what trails the stream);
+    diff_id, tar_size: of the tar; skipped: device nodes that could not be made;
+    implied: parents that the layer lacked and that were taken from ``lowers`` (or made 0755)."""
+
+    digest: str
+    size: int
+    diff_id: str
+    tar_size: int
+    entries: int
+    bytes: int
+    skipped: int
+    implied: int
+
+
+class SourceDir(TypedDict):
+    """Files to copy from.  Exactly one of: ``fd`` (index into the job's fds: a directory opened
+    O_PATH by main: a context, a git checkout, an HTTP download), ``lowers`` (a chain: a stage or image),
+    ``inline`` ([[name, base64 data, mode], …])."""
+
+    fd: NotRequired[int]
+    lowers: NotRequired[list[str]]
+    inline: NotRequired[list[list[Any]]]
+    paths: list[str]
+    ignore: NotRequired[list[str]]
+    """.dockerignore patterns, for local contexts only."""
+    remote: NotRequired[bool]
+    """It came by HTTP or git: ADD doesn't unpack it unless told to."""
+
+
+class CopySpec(TypedDict):
+    """``graph.Copy`` without its sources; the same words."""
+
+    dest: str
+    chown: str
+    chmod: str
+    link: bool
+    parents: bool
+    exclude: list[str]
+    unpack: bool | None
+    is_add: bool
+    user: NotRequired[str]
+    """For Mkdir (WORKDIR): the owner."""
+    mkdir: NotRequired[bool]
+    """True: no sources; make ``dest`` and its missing parents (WORKDIR)."""
+    epoch: NotRequired[int | None]
+    """mtime of what the instruction itself creates (directories, inline files); None = now."""
+
+
+class Checksum(TypedDict):
+    """Content of a selection of files.  digest: over [path, type, mode, uid, gid, link, xattrs, content].
+
+    files: {path: short digest} for explaining a miss; at most MAX_EXPLAINED entries.
+    missing: literal paths that matched nothing; ignored: {path: the pattern that hides it}."""
+
+    digest: str
+    files: dict[str, str]
+    count: int
+    bytes: int
+    missing: list[str]
+    ignored: dict[str, str]
+
+
+class MountSpec(TypedDict):
+    """A mount inside the sandbox.
+
+    kind "chain": overlay of ``lowers`` (read-only, or with a throw-away upper when rw), subpath ``source``.
+    kind "cache": directory ``path`` on our disk (a cache mount), subpath ``source``.
+    kind "tmpfs": ``size`` bytes.  kind "secret": ``data`` (base64) on a tmpfs, with mode, uid, gid.
+    kind "files": [[name, base64, mode], …] in a directory on a tmpfs (heredocs).
+    kind "socket": ``path`` of a Unix socket on our side (ssh agent), bound to target.
+    kind "dir": fd index of a host directory (a context), read-only bind, subpath ``source``.
+    """
+
+    kind: Literal["chain", "cache", "tmpfs", "secret", "files", "socket", "dir"]
+    target: str
+    readonly: bool
+    source: NotRequired[str]
+    lowers: NotRequired[list[str]]
+    path: NotRequired[str]
+    size: NotRequired[int]
+    data: NotRequired[str]
+    files: NotRequired[list[list[Any]]]
+    fd: NotRequired[int]
+    mode: NotRequired[int]
+    uid: NotRequired[int]
+    gid: NotRequired[int]
+
+
+class RunSpec(TypedDict):
+    """All that a step's sandbox is to be; nothing is looked up elsewhere.
+
+    tree: the tree id whose ``fs`` is the upper directory (made by the job), or "" for a throw-away one.
+    user: "", "name", "uid", "name:group" … resolved in the image's own passwd and group files.
+    limits: memory, pids, cpu_quota, cpu_period, cpuset_cpus, upper_bytes, fsize, nofile, timeout (seconds);
+    0 or absent = none.  hosts: [[name, address], …].  dns: {servers, search, options}.
+    """
+
+    lowers: list[str]
+    tree: str
+    args: list[str]
+    env: list[list[str]]
+    cwd: str
+    user: str
+    hostname: str
+    network: Literal["default", "none", "host"]
+    security: Literal["sandbox", "insecure"]
+    mounts: list[MountSpec]
+    hosts: list[list[str]]
+    dns: dict[str, list[str]]
+    limits: dict[str, int]
+    tty: bool
+    no_new_privileges: bool
+    step: str
+    """A name for logs and cgroups, [a-z0-9-] only."""
+
+
+class RunOutcome(TypedDict):
+    """How a step ended.  ``reason``: exit | signal | oom | timeout | disk-limit | cancelled.
+
+    usage: wall, user, system (seconds, float), max_rss, read, written (bytes)."""
+
+    exit_code: int
+    signal: int
+    reason: str
+    message: str
+    usage: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Requirement:
+    """One thing that the host has or lacks (``ocibuild doctor``).
+
+    level: ok | degraded | missing; cost: what it costs to lack it; fix: the exact command."""
+
+    name: str
+    level: Literal["ok", "degraded", "missing"]
+    found: str
+    cost: str = ""
+    fix: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What this host allows, found once at start."""
+
+    ids: Literal["shifted", "identity", "single", "none"]
+    overlay: Literal["kernel", "fuse", "copy"]
+    network: Literal["pasta", "slirp4netns", "host", "none"]
+    shift: int
+    id_count: int
+    proc: Literal["new", "bind", "none"] = "new"
+    cgroup: Literal["v2", "none"] = "none"
+    requirements: tuple[Requirement, ...] = field(default=())
+
+
+class Nsd(Protocol):
+    """nsd as main sees it (made by ``sandbox.launch``)."""
+
+    capabilities: Capabilities
+
+    async def call(
+        self,
+        job: str,
+        args: Mapping[str, Any],
+        fds: Sequence[int] = (),
+        on_event: Callable[[dict[str, Any], list[int]], None] | None = None,
+    ) -> dict[str, Any]:
+        """Run a job; cancelling kills it and waits until it is gone.
+
+        ``fds`` stay the caller's to close.  Raises BuildError or OSError as the job did;
+        ``Unavailable`` when nsd died under it."""
+        ...
+
+
+# --- the store ---------------------------------------------------------------------------------------
+
+LayerId = int
+"""A row of ``layers``: stable, ours, known before the layer's digests are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A layer as the store knows it.  ``tree`` is "" while it isn't unpacked; ``digest`` is "" for a
+    layer that is known by its diff id only, or whose commit is under way."""
+
+    id: LayerId
+    diff_id: Digest | None
+    digest: Digest | None
+    size: int
+    tar_size: int
+    media_type: str
+    content: str
+    tree: str
+
+
+class BlobWriter(Protocol):
+    """An ingest: bytes land in a temporary file and become a blob at ``commit``, or nothing remains."""
+
+    fd: int
+
+    def write(self, data: bytes) -> None: ...
+    def commit(self, digest: Digest, size: int) -> None:
+        """fsync, check the digest and size (recomputed unless ``write`` hashed all of it, or the job
+        that wrote through ``fd`` reported it), rename, fsync the directory, insert the row."""
+        ...
+    def abort(self) -> None: ...
+
+
+class BlobStore(Protocol):
+    """Content by digest.  Everything it hands out was verified when it came in."""
+
+    def has(self, digest: Digest) -> bool: ...
+    def size(self, digest: Digest) -> int: ...
+    def open(self, digest: Digest) -> int:
+        """A read-only descriptor.  Raises NotFound."""
+        ...
+    def read(self, digest: Digest, limit: int = 8 << 20) -> bytes:
+        """A small blob, verified again.  Raises NotFound, Corrupt (and quarantines), TooLarge."""
+        ...
+    def put(self, data: bytes) -> Digest: ...
+    def writer(self) -> BlobWriter: ...
+
+
+class Lease(Protocol):
+    """Keeps what is added to it from garbage collection until it is released."""
+
+    def add(self, *, blobs: Sequence[Digest] = (), layers: Sequence[LayerId] = ()) -> None: ...
+    def release(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A row of the cache: what a key's work gave.  ``cost`` is the measured seconds it took.
+
+    ``chain`` holds layer ids, lowest first; ``value`` is for results that are no root file system
+    (JSON: an HTTP download's blob and validators, a git commit)."""
+
+    key: str
+    chain: tuple[LayerId, ...]
+    value: str
+    preimage: str
+    cost: float
+    created: float
+    build: str
+
+
+class CacheIndex(Protocol):
+    """Cache records by key: each query is one indexed select."""
+
+    def get(self, key: str) -> Record | None: ...
+    def put(self, record: Record) -> None: ...
+    def nearest(self, selector: str) -> Record | None:
+        """The newest record of the same instruction (same ``selector``), for explaining a miss."""
+        ...
+
+
+# --- registries -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """A manifest, index or config as received: the bytes are kept as they came."""
+
+    digest: Digest
+    media_type: str
+    data: bytes
+
+
+class Registry(Protocol):
+    """The registry client (``registry.client``).  References are ``model.reference.Reference``."""
+
+    async def resolve(self, reference: Any, *, auth: Any = None) -> Fetched: ...
+    async def blob(self, reference: Any, descriptor: Any, *, offset: int = 0, auth: Any = None) -> AsyncIterator[bytes]: ...
+    async def push_blob(self, reference: Any, descriptor: Any, source: Path, *, mount_from: Sequence[str] = (), auth: Any = None) -> str: ...
+    async def push_manifest(self, reference: Any, data: bytes, media_type: str, *, auth: Any = None) -> Digest: ...
