@@ -311,7 +311,10 @@ class Record:
     """A row of the cache: what a key's work gave.  ``cost`` is the measured seconds it took.
 
     ``chain`` holds layer ids, lowest first; ``value`` is for results that are no root file system
-    (JSON: an HTTP download's blob and validators, a git commit)."""
+    (JSON: an HTTP download's blob and validators, a git commit).  ``identity``: what the result *is*
+    (content, not how it came about); keys of what follows are made from it.  ``selector``: the
+    instruction without arguments and inputs (for :meth:`CacheIndex.nearest`); ``op``: the operation
+    without its inputs (for :meth:`CacheIndex.seen`)."""
 
     key: str
     chain: tuple[LayerId, ...]
@@ -320,6 +323,9 @@ class Record:
     cost: float
     created: float
     build: str
+    identity: str = ""
+    selector: str = ""
+    op: str = ""
 
 
 class CacheIndex(Protocol):
@@ -329,6 +335,10 @@ class CacheIndex(Protocol):
     def put(self, record: Record) -> None: ...
     def nearest(self, selector: str) -> Record | None:
         """The newest record of the same instruction (same ``selector``), for explaining a miss."""
+        ...
+    def seen(self, op: str) -> bool:
+        """Is there any record of this very operation, whatever its inputs?  (If not, no key of it can
+        hit, and nothing need wait for its inputs' content.)"""
         ...
 
 
