@@ -1,0 +1,132 @@
+"""Per-registry settings as frozen values.  The daemon's config file is parsed into them elsewhere."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..errors import Denied
+from ..model.reference import DEFAULT_DOMAIN, Reference
+
+HUB_HOST = "registry-1.docker.io"
+"""Where docker.io's registry really answers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One place where a registry's content can be had.
+
+    host: ``name[:port]``.  prefix: put before the repository's path, no slash at its ends
+    (``dockerhub`` makes ``library/busybox`` into ``dockerhub/library/busybox``).
+    insecure: plain HTTP is allowed and TLS certificates are not checked.
+    ca, client_cert, client_key: PEM files.  identity: the host whose credentials are used here; a
+    mirror uses its own, never those of the registry that it mirrors.
+    """
+
+    host: str
+    prefix: str = ""
+    insecure: bool = False
+    ca: Path | None = None
+    client_cert: Path | None = None
+    client_key: Path | None = None
+    identity: str = ""
+    mirror: bool = False
+
+    @property
+    def plain_allowed(self) -> bool:
+        """Plain HTTP: where it is configured, or on loopback unless TLS material is configured."""
+        if self.ca or self.client_cert:
+            return False
+        return self.insecure or is_loopback(self.host)
+
+    def repository(self, path: str) -> str:
+        """The repository's path at this endpoint."""
+        return f"{self.prefix}/{path}" if self.prefix else path
+
+
+@dataclass(frozen=True, slots=True)
+class RegistrySettings:
+    """Settings of one registry, by the domain that references name it with.
+
+    mirrors are tried in order for pulls, then the registry itself.  location: where the registry is
+    if not at its own name.  blocked: neither pull nor push.
+    """
+
+    mirrors: tuple[Endpoint, ...] = ()
+    location: str = ""
+    prefix: str = ""
+    insecure: bool = False
+    ca: Path | None = None
+    client_cert: Path | None = None
+    client_key: Path | None = None
+    blocked: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RegistryConfig:
+    """All registries.  ``downloads`` and ``uploads`` bound how many blobs are under way at once, in
+    total; timeouts are in seconds; ``user_agent`` goes with every request."""
+
+    registries: Mapping[str, RegistrySettings] = field(default_factory=dict)
+    downloads: int = 6
+    uploads: int = 5
+    connect_timeout: float = 15.0
+    read_timeout: float = 60.0
+    attempts: int = 5
+    user_agent: str = "ocibuildd"
+
+    def settings(self, domain: str) -> RegistrySettings:
+        return self.registries.get(domain) or RegistrySettings()
+
+
+def origin(config: RegistryConfig, domain: str) -> Endpoint:
+    """The registry itself.  Raises Denied where the configuration blocks it."""
+    settings = config.settings(domain)
+    if settings.blocked:
+        raise Denied(f"registry {domain}: blocked by the daemon's configuration")
+    host = settings.location or (HUB_HOST if domain == DEFAULT_DOMAIN else domain)
+    return Endpoint(
+        host, settings.prefix, settings.insecure, settings.ca, settings.client_cert,
+        settings.client_key, identity=domain,
+    )
+
+
+def pull_endpoints(config: RegistryConfig, reference: Reference) -> tuple[Endpoint, ...]:
+    """Where to pull from, in order: the mirrors, then the registry itself."""
+    last = origin(config, reference.domain)
+    return (*config.settings(reference.domain).mirrors, last)
+
+
+def split_host(host: str) -> str:
+    """The host without its port and brackets."""
+    if host.startswith("["):
+        return host[1:].partition("]")[0]
+    return host if host.count(":") > 1 else host.partition(":")[0]
+
+
+def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        address = ipaddress.ip_address(split_host(host).partition("%")[0])
+    except ValueError:
+        return None
+    mapped = getattr(address, "ipv4_mapped", None)
+    return mapped or address
+
+
+def is_loopback(host: str) -> bool:
+    """``localhost``, ``*.localhost``, 127.0.0.0/8, ::1; ``host`` may have a port."""
+    name = split_host(host).rstrip(".").lower()
+    if name == "localhost" or name.endswith(".localhost"):
+        return True
+    address = _address(host)
+    return address is not None and address.is_loopback
+
+
+def is_internal(host: str) -> bool:
+    """Loopback, link-local or unspecified: addresses that a foreign server has no reason to name."""
+    address = _address(host)
+    if address is None:
+        return is_loopback(host)
+    return address.is_loopback or address.is_link_local or address.is_unspecified or address.is_multicast
