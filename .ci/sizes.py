@@ -20,7 +20,9 @@ def main() -> int:
                 if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                     size = (node.end_lineno or node.lineno) - node.lineno + 1
                     if size > MAX_FUNCTION:
-                        bad.append(f"{path}:{node.lineno}: {node.name}: {size} lines, at most {MAX_FUNCTION}")
+                        bad.append(
+                            f"{path}:{node.lineno}: {node.name}: {size} lines, at most {MAX_FUNCTION}"
+                        )
     print("\n".join(bad) or "sizes: good")
     return 1 if bad else 0
 

@@ -16,7 +16,9 @@ class BuildError(Exception):
     code = "build-error"
     status = 500
 
-    def __init__(self, message: str, *, hint: str = "", details: Mapping[str, object] | None = None):
+    def __init__(
+        self, message: str, *, hint: str = "", details: Mapping[str, object] | None = None
+    ):
         super().__init__(message)
         self.message = message
         self.hint = hint
@@ -135,8 +137,21 @@ class Unavailable(BuildError):
 CLASSES: dict[str, type[BuildError]] = {
     cls.code: cls
     for cls in (
-        BuildError, InvalidArgument, DockerfileError, NotFound, Conflict, Denied, Unauthorized, StepFailed,
-        Cancelled, RegistryError, Corrupt, TooLarge, NoSpace, Unsupported, Unavailable,
+        BuildError,
+        InvalidArgument,
+        DockerfileError,
+        NotFound,
+        Conflict,
+        Denied,
+        Unauthorized,
+        StepFailed,
+        Cancelled,
+        RegistryError,
+        Corrupt,
+        TooLarge,
+        NoSpace,
+        Unsupported,
+        Unavailable,
     )
 }
 
@@ -146,6 +161,7 @@ def from_dict(body: Mapping[str, object]) -> BuildError:
     cls = CLASSES.get(str(body.get("code")), BuildError)
     details = body.get("details")
     return cls(
-        str(body.get("message", "")), hint=str(body.get("hint", "")),
+        str(body.get("message", "")),
+        hint=str(body.get("hint", "")),
         details=details if isinstance(details, Mapping) else None,
     )

@@ -281,6 +281,7 @@ class BlobWriter(Protocol):
         """fsync, check the digest and size (recomputed unless ``write`` hashed all of it, or the job
         that wrote through ``fd`` reported it), rename, fsync the directory, insert the row."""
         ...
+
     def abort(self) -> None: ...
 
 
@@ -292,9 +293,11 @@ class BlobStore(Protocol):
     def open(self, digest: Digest) -> int:
         """A read-only descriptor.  Raises NotFound."""
         ...
+
     def read(self, digest: Digest, limit: int = 8 << 20) -> bytes:
         """A small blob, verified again.  Raises NotFound, Corrupt (and quarantines), TooLarge."""
         ...
+
     def put(self, data: bytes) -> Digest: ...
     def writer(self) -> BlobWriter: ...
 
@@ -326,16 +329,28 @@ class Record:
     identity: str = ""
     selector: str = ""
     op: str = ""
+    kind: str = "regular"
+    """BuildKit's record types: regular | source.local | source.git.checkout | source.http | source.image |
+    exec.cachemount | internal | frontend."""
+    description: str = ""
+    """What ``df -v`` shows: the instruction or source."""
+    last_used: float = 0.0
+    uses: int = 0
 
 
 class CacheIndex(Protocol):
     """Cache records by key: each query is one indexed select."""
 
-    def get(self, key: str) -> Record | None: ...
+    def get(self, key: str) -> Record | None:
+        """``preimage`` is left empty here: who asks by key has it already (``store.Records.preimage``
+        reads the stored one)."""
+        ...
+
     def put(self, record: Record) -> None: ...
     def nearest(self, selector: str) -> Record | None:
         """The newest record of the same instruction (same ``selector``), for explaining a miss."""
         ...
+
     def seen(self, op: str) -> bool:
         """Is there any record of this very operation, whatever its inputs?  (If not, no key of it can
         hit, and nothing need wait for its inputs' content.)"""
@@ -358,6 +373,18 @@ class Registry(Protocol):
     """The registry client (``registry.client``).  References are ``model.reference.Reference``."""
 
     async def resolve(self, reference: Any, *, auth: Any = None) -> Fetched: ...
-    async def blob(self, reference: Any, descriptor: Any, *, offset: int = 0, auth: Any = None) -> AsyncIterator[bytes]: ...
-    async def push_blob(self, reference: Any, descriptor: Any, source: Path, *, mount_from: Sequence[str] = (), auth: Any = None) -> str: ...
-    async def push_manifest(self, reference: Any, data: bytes, media_type: str, *, auth: Any = None) -> Digest: ...
+    async def blob(
+        self, reference: Any, descriptor: Any, *, offset: int = 0, auth: Any = None
+    ) -> AsyncIterator[bytes]: ...
+    async def push_blob(
+        self,
+        reference: Any,
+        descriptor: Any,
+        source: Path,
+        *,
+        mount_from: Sequence[str] = (),
+        auth: Any = None,
+    ) -> str: ...
+    async def push_manifest(
+        self, reference: Any, data: bytes, media_type: str, *, auth: Any = None
+    ) -> Digest: ...

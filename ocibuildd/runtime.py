@@ -33,9 +33,7 @@ async def until_done(future: asyncio.Future[T], on_cancel: Callable[[], object] 
     return future.result()
 
 
-async def in_thread(
-    func: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs
-) -> T:
+async def in_thread(func: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
     """Run blocking ``func`` in the loop's thread pool; a cancelled caller still waits for its end."""
     loop = asyncio.get_running_loop()
     call: Callable[[], T] = functools.partial(func, *args, **kwargs)

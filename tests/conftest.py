@@ -27,8 +27,18 @@ def remove_tree(path: Path) -> None:
     shutil.rmtree(path, ignore_errors=True)
     if path.exists():
         subprocess.run(
-            ["unshare", "--map-root-user", "--map-auto", "sh", "-c", 'chmod -R u+rwx "$1"; rm -rf "$1"', "sh", str(path)],
-            check=False, capture_output=True,
+            [
+                "unshare",
+                "--map-root-user",
+                "--map-auto",
+                "sh",
+                "-c",
+                'chmod -R u+rwx "$1"; rm -rf "$1"',
+                "sh",
+                str(path),
+            ],
+            check=False,
+            capture_output=True,
         )
     assert not path.exists(), f"{path} could not be removed"
 
@@ -41,7 +51,15 @@ def state_dir() -> Iterator[Path]:
     remove_tree(path)
 
 
-def _add(archive: tarfile.TarFile, name: str, *, mode: int, kind: bytes, data: bytes = b"", link: str = "") -> None:
+def _add(
+    archive: tarfile.TarFile,
+    name: str,
+    *,
+    mode: int,
+    kind: bytes,
+    data: bytes = b"",
+    link: str = "",
+) -> None:
     info = tarfile.TarInfo(name)
     info.mode, info.type, info.linkname, info.size = mode, kind, link, len(data)
     archive.addfile(info, io.BytesIO(data))
@@ -53,11 +71,21 @@ def busybox_tar(tmp_path_factory: pytest.TempPathFactory) -> Path:
     binary = shutil.which("busybox")
     assert binary, "busybox-static is not installed"
     path = tmp_path_factory.mktemp("bases") / "busybox.tar"
-    applets = subprocess.run([binary, "--list"], capture_output=True, text=True, check=True).stdout.split()
+    applets = subprocess.run(
+        [binary, "--list"], capture_output=True, text=True, check=True
+    ).stdout.split()
     with tarfile.open(path, "w") as archive:
-        for name, mode in (("bin", 0o755), ("etc", 0o755), ("root", 0o700), ("tmp", 0o1777), ("home", 0o755)):
+        for name, mode in (
+            ("bin", 0o755),
+            ("etc", 0o755),
+            ("root", 0o700),
+            ("tmp", 0o1777),
+            ("home", 0o755),
+        ):
             _add(archive, name, mode=mode, kind=tarfile.DIRTYPE)
-        _add(archive, "bin/busybox", mode=0o755, kind=tarfile.REGTYPE, data=Path(binary).read_bytes())
+        _add(
+            archive, "bin/busybox", mode=0o755, kind=tarfile.REGTYPE, data=Path(binary).read_bytes()
+        )
         for applet in applets:
             if applet != "busybox":
                 _add(archive, f"bin/{applet}", mode=0o777, kind=tarfile.SYMTYPE, link="busybox")
@@ -68,7 +96,6 @@ def busybox_tar(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-
 @pytest.fixture(scope="session")
 def debian_tar(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A minimal Debian bookworm, where the package registry answers; else the test is skipped."""
@@ -76,8 +103,18 @@ def debian_tar(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip("mmdebstrap is not installed")
     path = tmp_path_factory.mktemp("bases") / "debian.tar"
     made = subprocess.run(
-        ["mmdebstrap", "--quiet", "--variant=minbase", "--include=ca-certificates", "bookworm", str(path)],
-        capture_output=True, text=True, timeout=400, check=False,
+        [
+            "mmdebstrap",
+            "--quiet",
+            "--variant=minbase",
+            "--include=ca-certificates",
+            "bookworm",
+            str(path),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
     )
     if made.returncode:
         pytest.skip(f"no Debian base can be made here: {made.stderr[-300:]}")
@@ -122,9 +159,21 @@ class Daemon:
         config.write_text(self.config)
         with (self.root / "daemon.log").open("ab") as log:
             self.process = subprocess.Popen(
-                [str(BIN / "ocibuildd"), "--config", str(config), "--state-dir", str(self.root / "state"),
-                 "--socket", str(self.socket), *self.args],
-                env=self.env, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+                [
+                    str(BIN / "ocibuildd"),
+                    "--config",
+                    str(config),
+                    "--state-dir",
+                    str(self.root / "state"),
+                    "--socket",
+                    str(self.socket),
+                    *self.args,
+                ],
+                env=self.env,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
             )
         deadline = time.monotonic() + 20
         while time.monotonic() < deadline:
@@ -145,32 +194,60 @@ class Daemon:
         except subprocess.TimeoutExpired:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait(5)
-            raise AssertionError(f"the daemon did not end on signal {how}: {self.log[-3000:]}") from None
+            raise AssertionError(
+                f"the daemon did not end on signal {how}: {self.log[-3000:]}"
+            ) from None
         finally:
             self.process = None
 
     def __call__(
-        self, *args: str | Path, stdin: bytes | None = None, cwd: Path | None = None, timeout: float = 120,
+        self,
+        *args: str | Path,
+        stdin: bytes | None = None,
+        cwd: Path | None = None,
+        timeout: float = 120,
         env: Mapping[str, str] | None = None,
     ) -> Result:
         """Run ``ocibuild`` with some arguments."""
         done = subprocess.run(
-            [str(BIN / "ocibuild"), *map(str, args)], env={**self.env, **(env or {})}, cwd=cwd, timeout=timeout,
-            input=stdin, stdin=subprocess.DEVNULL if stdin is None else None, capture_output=True, check=False,
+            [str(BIN / "ocibuild"), *map(str, args)],
+            env={**self.env, **(env or {})},
+            cwd=cwd,
+            timeout=timeout,
+            input=stdin,
+            stdin=subprocess.DEVNULL if stdin is None else None,
+            capture_output=True,
+            check=False,
         )
-        return Result(done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace"))
+        return Result(
+            done.returncode,
+            done.stdout.decode(errors="replace"),
+            done.stderr.decode(errors="replace"),
+        )
 
-    def ok(self, *args: str | Path, stdin: bytes | None = None, cwd: Path | None = None, timeout: float = 120) -> Result:
+    def ok(
+        self,
+        *args: str | Path,
+        stdin: bytes | None = None,
+        cwd: Path | None = None,
+        timeout: float = 120,
+    ) -> Result:
         """Run ``ocibuild`` and insist on success."""
         done = self(*args, stdin=stdin, cwd=cwd, timeout=timeout)
-        assert done.code == 0, f"ocibuild {' '.join(map(str, args))}: exit {done.code}\n{done.text[-4000:]}\n--- daemon:\n{self.log[-2000:]}"
+        assert done.code == 0, (
+            f"ocibuild {' '.join(map(str, args))}: exit {done.code}\n{done.text[-4000:]}\n--- daemon:\n{self.log[-2000:]}"
+        )
         return done
 
     def background(self, *args: str | Path) -> subprocess.Popen[str]:
         """Start ``ocibuild`` and leave it running."""
         return subprocess.Popen(
-            [str(BIN / "ocibuild"), *map(str, args)], env=self.env, stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            [str(BIN / "ocibuild"), *map(str, args)],
+            env=self.env,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
 
 
@@ -184,8 +261,14 @@ def make_daemon() -> Iterator[Callable[..., Daemon]]:
         root.chmod(0o700)
         (root / "home").mkdir()
         clean = {
-            "PATH": f"{BIN}:{os.environ['PATH']}", "HOME": str(root / "home"), "LANG": "C.UTF-8", "TERM": "dumb",
-            "XDG_RUNTIME_DIR": str(root / "run"), "OCIBUILD_HOST": f"unix://{root}/run/d.sock", "COLUMNS": "120", **env,
+            "PATH": f"{BIN}:{os.environ['PATH']}",
+            "HOME": str(root / "home"),
+            "LANG": "C.UTF-8",
+            "TERM": "dumb",
+            "XDG_RUNTIME_DIR": str(root / "run"),
+            "OCIBUILD_HOST": f"unix://{root}/run/d.sock",
+            "COLUMNS": "120",
+            **env,
         }
         daemon = Daemon(root, clean, config)
         made.append(daemon)
@@ -208,7 +291,9 @@ def make_daemon() -> Iterator[Callable[..., Daemon]]:
 def daemon(make_daemon: Callable[..., Daemon], busybox_tar: Path) -> Daemon:
     """One daemon for the tests that don't need their own; it has the image ``busybox``."""
     started = make_daemon()
-    started.ok("import", "--change", 'CMD ["sh"]', "--change", "ENV PATH=/bin", busybox_tar, "busybox")
+    started.ok(
+        "import", "--change", 'CMD ["sh"]', "--change", "ENV PATH=/bin", busybox_tar, "busybox"
+    )
     return started
 
 
@@ -226,11 +311,13 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     root, port = tmp_path_factory.mktemp("registry"), free_port()
     config = root / "config.yml"
     config.write_text(
-        f'version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {root}/data}}, delete: {{enabled: true}}}}\n'
+        f"version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {root}/data}}, delete: {{enabled: true}}}}\n"
         f'http: {{addr: "127.0.0.1:{port}"}}\n'
     )
     with (root / "log").open("wb") as log:
-        process = subprocess.Popen(["docker-registry", "serve", str(config)], stdout=log, stderr=log)
+        process = subprocess.Popen(
+            ["docker-registry", "serve", str(config)], stdout=log, stderr=log
+        )
     try:
         for _ in range(200):
             try:

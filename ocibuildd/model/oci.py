@@ -160,7 +160,10 @@ def encode(value: msgspec.Struct) -> bytes:
     body = msgspec.to_builtins(value, enc_hook=_enc_hook, str_keys=True)
     if isinstance(value, ImageConfig):
         body.setdefault("config", {})
-        body["rootfs"] = {"type": value.rootfs.type, "diff_ids": [str(d) for d in value.rootfs.diff_ids]}
+        body["rootfs"] = {
+            "type": value.rootfs.type,
+            "diff_ids": [str(d) for d in value.rootfs.diff_ids],
+        }
     if isinstance(value, Manifest | Index):
         # image-spec: schemaVersion "This REQUIRED property … MUST be 2"
         body = {"schemaVersion": 2, **{k: v for k, v in body.items() if k != "schemaVersion"}}

@@ -59,7 +59,9 @@ class Reference:
     @staticmethod
     def _split(name: str) -> tuple[str, str]:
         first, slash, rest = name.partition("/")
-        is_domain = slash and ("." in first or ":" in first or first == "localhost" or first != first.lower())
+        is_domain = slash and (
+            "." in first or ":" in first or first == "localhost" or first != first.lower()
+        )
         domain, path = (first, rest) if is_domain else (DEFAULT_DOMAIN, name)
         if domain == "index.docker.io":
             domain = DEFAULT_DOMAIN

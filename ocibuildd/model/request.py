@@ -7,25 +7,33 @@ from typing import Literal
 import msgspec
 
 
-class LocalContext(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind", tag="local"):
+class LocalContext(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind", tag="local"
+):
     """A directory on the daemon's host, read in place.  Only for clients of the Unix socket."""
 
     path: str
 
 
-class UploadContext(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind", tag="upload"):
+class UploadContext(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind", tag="upload"
+):
     """A tar that was posted to /v1/uploads before (or is the body of the request itself): its id."""
 
     id: str
 
 
-class RemoteContext(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind", tag="remote"):
+class RemoteContext(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind", tag="remote"
+):
     """A git URL, an HTTP tarball or an HTTP Dockerfile."""
 
     url: str
 
 
-class EmptyContext(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind", tag="empty"):
+class EmptyContext(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind", tag="empty"
+):
     """No files: a Dockerfile on stdin without a context."""
 
 
