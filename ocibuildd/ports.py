@@ -34,7 +34,7 @@ shift is 1 in the normal (shifted) mode; ``Capabilities.shift`` says so.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NotRequired, Protocol, TypedDict
@@ -388,3 +388,81 @@ class Registry(Protocol):
     async def push_manifest(
         self, reference: Any, data: bytes, media_type: str, *, auth: Any = None
     ) -> Digest: ...
+
+
+# --- the solver and who does the work for it ------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Result:
+    """What a vertex gave: a root file system (``chain``) or files that are none (``directory``).
+
+    identity: what it is, by content; "" for a context (each selection of it has its own) and while
+    ``settled`` is there: then the layer's commit is still under way, ``chain`` can be mounted already,
+    and awaiting ``settled`` gives the final Result (same content, perhaps other layers).
+    provisional: stands for the identity until then; the same for all who share the run.
+    directory: the executor's own handle of a context, download or checkout.
+    layer: what this vertex itself added, None = nothing.
+    """
+
+    chain: tuple[LayerId, ...] = ()
+    identity: str = ""
+    provisional: str = ""
+    settled: Callable[[], Awaitable[Result]] | None = None
+    directory: Any = None
+    layer: LayerId | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Files that a vertex uses of one of its inputs (an index into its ``inputs``).
+
+    options: what else decides which files these are and what of them counts (exclude, parents …)."""
+
+    role: str
+    input: int
+    paths: tuple[str, ...]
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What an execution gave: a tree with the changes (``layer`` has it; to be diffed), or a layer that
+    is written already (``packed``), or nothing at all (both None: the result is the parent's).
+
+    standalone: the layer is the same whatever it is laid on (COPY --link)."""
+
+    layer: LayerId | None = None
+    packed: Packed | None = None
+    standalone: bool = False
+    usage: Mapping[str, float] = field(default_factory=dict)
+
+
+Emit = Callable[..., None]
+"""``emit(kind, **fields)`` with kind "log" (stream, data) or "status" (id, current, total, unit, text)."""
+
+
+class Executor(Protocol):
+    """Does the work of one build's vertices (``executor.work``); the solver decides which."""
+
+    def at_hand(self, vertex: int) -> Result | None:
+        """A source's result, when nothing need be fetched for it."""
+        ...
+
+    async def fetch(self, vertex: int, emit: Emit) -> Result:
+        """Pull, download or check out a source."""
+        ...
+
+    def selections(self, vertex: int) -> list[Selection]:
+        """What COPY, ADD and bind mounts select; not the root file system that they stand on."""
+        ...
+
+    async def checksum(self, vertex: int, selection: Selection, source: Result) -> Checksum: ...
+
+    async def execute(self, vertex: int, inputs: Sequence[Result], emit: Emit) -> Work:
+        """Run it.  Raises StepFailed and other BuildErrors; cancelling leaves nothing behind."""
+        ...
+
+    async def commit(self, vertex: int, inputs: Sequence[Result], work: Work) -> Packed:
+        """Diff a tree, write its blob and make it durable; the layer's row has it afterwards."""
+        ...
