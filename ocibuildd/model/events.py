@@ -10,6 +10,8 @@ Each event is one JSON object on one line: ``{"n": <sequence, from 0>, "t": <sec
     vertex.status   vertex, id, current, total, unit ("bytes"|""), text   (pull, push, transfer progress)
     vertex.done     vertex, cached (bool), seconds, reason, layer {diff_id, digest, size}, image (id of the
                     intermediate image), usage {…}, error {code, message, hint, details}
+    step.done       step, vertex, image, cached   (each instruction, once the image after it is known; steps of a
+                    stage come in their order)
     warning         rule, message, line, end_line, url
     message         level (info | warning), text
     build.done      image (config digest), digest (manifest digest), names, seconds, cached, total, outputs

@@ -1,0 +1,186 @@
+"""A build's events as the messages that Docker's classic builder streams (pure).
+
+Our steps run side by side and end in any order; the classic builder has one line of history.  So
+what a step says is held back until all steps before it have ended, and comes as it is said once the
+step is the first that is still going on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import Any
+
+Message = dict[str, Any]
+
+STDERR_START, STDERR_END = "\x1b[91m", "\x1b[0m"
+"""How the classic builder marks what a step writes to its standard error."""
+FILE_INSTRUCTIONS = frozenset({"FROM", "COPY", "ADD"})
+"""They need no container: the classic builder says nothing of one."""
+HELD_LIMIT = 4 << 20
+"""Characters of output that are held back for one step; more of it is dropped."""
+
+
+@dataclass(slots=True)
+class _Step:
+    """An instruction on its way to the client."""
+
+    number: int
+    text: str
+    vertex: str
+    started: bool = False
+    headed: bool = False
+    running: bool = False
+    done: bool = False
+    cached: bool = False
+    image: str = ""
+    held: list[Message] = field(default_factory=list)
+    held_size: int = 0
+
+    @property
+    def needs_container(self) -> bool:
+        return self.text.split(None, 1)[0].upper() not in FILE_INSTRUCTIONS if self.text else False
+
+
+class ClassicStream:
+    """Feed it events, it answers with messages, in the order in which Docker would send them.
+
+    ``build``: the build's id (made into container ids, which clients print and forget).
+    ``quiet``: only the id at the end.  ``remove``: say that intermediate containers are removed.
+    """
+
+    def __init__(self, build: str, *, quiet: bool = False, remove: bool = True):
+        self._build = build
+        self._quiet = quiet
+        self._remove = remove
+        self._steps: list[_Step] = []
+        self._current = 0
+        self._total = 0
+        self._warnings: list[Message] = []
+
+    def feed(self, event: dict[str, Any]) -> list[Message]:
+        """The messages that become due with this event."""
+        kind = event["type"]
+        if kind == "build.step":
+            self._total = max(self._total, int(event.get("total", 0)))
+            self._steps.append(
+                _Step(int(event["step"]), str(event.get("text", "")), str(event.get("vertex", "")))
+            )
+            return []
+        if kind == "build.done":
+            return self._finish(event)
+        if kind == "build.failed":
+            return self._fail(event)
+        if kind == "message" and event.get("level") == "warning":
+            self._warnings.append({"stream": f"[Warning] {event.get('text', '')}\n"})
+        elif kind == "vertex.started":
+            for step in self._of(event):
+                step.started = True
+        elif kind == "vertex.log":
+            self._log(event)
+        elif kind == "step.done":
+            self._done(event)
+        return [] if self._quiet else self._advance()
+
+    def _of(self, event: dict[str, Any]) -> list[_Step]:
+        """The first step that isn't done yet of the event's vertex: it is the one that runs."""
+        vertex = str(event.get("vertex", ""))
+        return [step for step in self._steps if step.vertex == vertex and not step.done][:1]
+
+    def _log(self, event: dict[str, Any]) -> None:
+        text = str(event.get("data", ""))
+        if event.get("stream") == 2:
+            text = f"{STDERR_START}{text}{STDERR_END}"
+        for step in self._of(event):
+            if step.held_size < HELD_LIMIT:
+                step.held.append({"stream": text})
+                step.held_size += len(text)
+
+    def _done(self, event: dict[str, Any]) -> None:
+        for step in self._steps:
+            if step.number == event.get("step"):
+                step.done = True
+                step.cached = bool(event.get("cached"))
+                step.image = str(event.get("image", ""))
+
+    def _container(self, step: _Step) -> str:
+        return hashlib.sha256(f"{self._build} {step.number}".encode()).hexdigest()[:12]
+
+    def _advance(self) -> list[Message]:
+        """All that can be said now."""
+        out: list[Message] = []
+        while self._current < len(self._steps):
+            step = self._steps[self._current]
+            if not (step.started or step.done):
+                break
+            out += self._head(step)
+            out += step.held
+            step.held, step.held_size = [], 0
+            if not step.done:
+                break
+            out += self._tail(step)
+            self._current += 1
+        return out
+
+    def _head(self, step: _Step) -> list[Message]:
+        out: list[Message] = []
+        if not step.headed:
+            step.headed = True
+            out.append({"stream": f"Step {step.number}/{self._total} : {step.text}"})
+            out.append({"stream": "\n"})
+        if step.needs_container and not step.cached and not step.running:
+            step.running = True
+            out.append({"stream": f" ---> Running in {self._container(step)}\n"})
+        return out
+
+    def _tail(self, step: _Step) -> list[Message]:
+        out: list[Message] = []
+        if step.cached and not step.text.upper().startswith("FROM"):
+            out.append({"stream": " ---> Using cache\n"})
+        elif step.running and self._remove:
+            out.append({"stream": f"Removing intermediate container {self._container(step)}\n"})
+        if step.image:
+            out.append({"stream": f" ---> {step.image.partition(':')[2][:12]}\n"})
+        return out
+
+    def _finish(self, event: dict[str, Any]) -> list[Message]:
+        image = str(event.get("image", ""))
+        if self._quiet:
+            return [{"stream": f"{image}\n"}]
+        out = self._advance() + self._warnings
+        if image:
+            out.append({"aux": {"ID": image}})
+            out.append({"stream": f"Successfully built {image.partition(':')[2][:12]}\n"})
+        out += [{"stream": f"Successfully tagged {name}\n"} for name in event.get("names", ())]
+        return out
+
+    def _fail(self, event: dict[str, Any]) -> list[Message]:
+        """The error's message last; ``errorDetail.code`` is what the CLI exits with."""
+        error = event.get("error") or {}
+        details = error.get("details") or {}
+        detail: dict[str, Any] = {"message": describe(error)}
+        if error.get("code") == "step-failed":
+            detail["code"] = int(details.get("exit_code") or 1)
+        out = [] if self._quiet else self._advance() + self._failed_logs(details)
+        return [*out, {"errorDetail": detail, "error": detail["message"]}]
+
+    def _failed_logs(self, details: dict[str, Any]) -> list[Message]:
+        """The failing step's output, where an earlier step still holds it back."""
+        vertex = str(details.get("vertex", ""))
+        out: list[Message] = []
+        for step in self._steps[self._current :]:
+            if step.vertex == vertex and (step.held or not step.headed):
+                out += self._head(step) + step.held
+                step.held = []
+        return out
+
+
+def describe(error: dict[str, Any]) -> str:
+    """An error in the classic builder's words, where it has words for it."""
+    details = error.get("details") or {}
+    message = str(error.get("message", ""))
+    if error.get("code") == "step-failed" and details.get("command") and "exit_code" in details:
+        command = details["command"]
+        code = details["exit_code"]
+        return f"The command '{command}' returned a non-zero code: {code}"
+    return message

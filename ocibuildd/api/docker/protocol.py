@@ -1,0 +1,223 @@
+"""What all handlers of the Docker Engine API share: versions, errors, filters, credentials, streams."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from ... import __version__
+from ...errors import BuildError, InvalidArgument
+from ...model.request import RegistryAuth
+
+API_VERSION = "1.44"
+MIN_API_VERSION = "1.24"
+HEADERS = {
+    "Api-Version": API_VERSION,
+    "Docker-Experimental": "false",
+    "Ostype": "linux",
+    "Server": f"Docker/{__version__} (linux)",
+}
+AUTH_LIMIT = 64 << 10
+"""Characters of a credentials header."""
+FILTER_LIMIT = 64 << 10
+HUB_KEYS = frozenset({"https://index.docker.io/v1/", "index.docker.io", "docker.io", "registry-1.docker.io"})
+_VERSION = re.compile(r"(\d{1,3})\.(\d{1,4})\Z")
+_encode = msgspec.json.Encoder().encode
+
+
+class ApiError(Exception):
+    """An answer ``{"message": …}`` with a status; what Docker clients show as it stands."""
+
+    def __init__(self, status: int, message: str):
+        super().__init__(message)
+        self.status = status
+        self.message = message
+
+
+def check_version(text: str) -> None:
+    """Raises ApiError for a version that this API doesn't speak."""
+    match = _VERSION.match(text)
+    if not match:
+        raise ApiError(400, f"invalid API version: {text}")
+    wanted = (int(match[1]), int(match[2]))
+    newest, oldest = (tuple(map(int, v.split("."))) for v in (API_VERSION, MIN_API_VERSION))
+    if wanted > newest:
+        raise ApiError(
+            400, f"client version {text} is too new. Maximum supported API version is {API_VERSION}"
+        )
+    if wanted < oldest:
+        raise ApiError(
+            400,
+            f"client version {text} is too old. Minimum supported API version is {MIN_API_VERSION}, "
+            "please upgrade your client to a newer version",
+        )
+
+
+def reply(body: Any, status: int = 200) -> web.Response:
+    """A JSON answer as Docker sends it (with a newline at its end)."""
+    return web.Response(
+        body=_encode(body) + b"\n", status=status, content_type="application/json", headers=HEADERS
+    )
+
+
+def failure(error: BuildError | ApiError) -> web.Response:
+    """An error as Docker clients read it."""
+    return reply({"message": message_of(error)}, error.status if error.status != 499 else 500)
+
+
+def message_of(error: BuildError | ApiError) -> str:
+    """The text that a person sees: the error, and the hint where there is one."""
+    hint = getattr(error, "hint", "")
+    return f"{error.message} ({hint})" if hint else error.message
+
+
+def flag(query: Mapping[str, str], name: str, *, default: bool = False) -> bool:
+    """A boolean parameter as Docker reads it: all but "", 0, no, false, none is true."""
+    if name not in query:
+        return default
+    return query[name].strip().lower() not in {"", "0", "no", "false", "none"}
+
+
+def number(query: Mapping[str, str], name: str) -> int:
+    """An integer parameter, 0 where it is absent or empty.  Raises ApiError."""
+    text = query.get(name, "")
+    try:
+        return int(text) if text else 0
+    except ValueError:
+        raise ApiError(400, f'strconv.ParseInt: parsing "{text}": invalid syntax') from None
+
+
+def json_parameter(query: Mapping[str, str], name: str, kind: type | tuple[type, ...]) -> Any:
+    """A parameter that carries JSON; None where it is absent, empty or null.  Raises ApiError."""
+    text = query.get(name, "")
+    if not text:
+        return None
+    if len(text) > FILTER_LIMIT * 16:
+        raise ApiError(400, f"{name}: too long")
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ApiError(400, f"error reading {name}: {error}") from None
+    if value is not None and not isinstance(value, kind):
+        raise ApiError(400, f"error reading {name}: unexpected {type(value).__name__}")
+    return value
+
+
+def filters(query: Mapping[str, str], known: frozenset[str] | None = None) -> dict[str, list[str]]:
+    """``filters`` in both forms: {"k": ["v"]} and {"k": {"v": true}}.  Raises ApiError."""
+    text = query.get("filters", "")
+    if not text:
+        return {}
+    try:
+        value = json.loads(text) if len(text) <= FILTER_LIMIT else None
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise ApiError(400, "invalid filter")
+    out: dict[str, list[str]] = {}
+    for key, wanted in value.items():
+        if isinstance(wanted, str):
+            wanted = [wanted]
+        if not isinstance(wanted, list | dict):
+            raise ApiError(400, f"invalid filter '{key}'")
+        if known is not None and key not in known:
+            raise ApiError(400, f"invalid filter '{key}'")
+        out[str(key)] = [str(item) for item in wanted]
+    return out
+
+
+def _decode_header(text: str) -> Any:
+    """JSON in base64, url-safe or not, padded or not; None when it is neither.
+
+    An undecodable header has always been taken for none by Docker.
+    """
+    if not text or len(text) > AUTH_LIMIT:
+        return None
+    text = text.strip().translate(str.maketrans("-_", "+/")).rstrip("=")
+    try:
+        return json.loads(base64.b64decode(text + "=" * (-len(text) % 4)))
+    except (ValueError, binascii.Error, RecursionError):
+        return None
+
+
+def _auth(value: Any) -> RegistryAuth | None:
+    if not isinstance(value, dict):
+        return None
+
+    def get(*names: str) -> str:
+        found = next((value[name] for name in names if isinstance(value.get(name), str)), "")
+        return str(found)
+
+    auth = RegistryAuth(
+        username=get("username"), password=get("password"),
+        identity_token=get("identitytoken", "identityToken"), registry_token=get("registrytoken", "registryToken"),
+    )
+    if not auth.username and get("auth"):
+        try:
+            user, _, password = base64.b64decode(get("auth")).decode().partition(":")
+        except (ValueError, binascii.Error):
+            return None
+        auth = RegistryAuth(username=user, password=password)
+    return None if auth == RegistryAuth() else auth
+
+
+def registry_auth(request: web.Request) -> RegistryAuth | None:
+    """``X-Registry-Auth`` of pull and push; None = anonymous."""
+    return _auth(_decode_header(request.headers.get("X-Registry-Auth", "")))
+
+
+def registry_config(request: web.Request) -> dict[str, RegistryAuth]:
+    """``X-Registry-Config`` of build: host → credentials."""
+    value = _decode_header(request.headers.get("X-Registry-Config", ""))
+    if not isinstance(value, dict):
+        return {}
+    found: dict[str, RegistryAuth] = {}
+    for key, item in value.items():
+        auth = _auth(item)
+        if auth is not None:
+            host = "docker.io" if key in HUB_KEYS else re.sub(r"^https?://", "", str(key)).split("/")[0]
+            found[host] = auth
+    return found
+
+
+class JsonStream:
+    """A 200 answer that is written message by message, each in a chunk of its own."""
+
+    def __init__(self, request: web.Request):
+        self._request = request
+        self._response = web.StreamResponse(headers={**HEADERS, "Content-Type": "application/json"})
+        self.started = False
+
+    async def send(self, *messages: Mapping[str, Any]) -> None:
+        """Write messages and wait until the client took them (progress must not pile up)."""
+        if not self.started:
+            self.started = True
+            await self._response.prepare(self._request)
+        for message in messages:
+            await self._response.write(_encode(message) + b"\r\n")
+
+    async def fail(self, error: BuildError | ApiError) -> None:
+        """The error as the stream's last message: errors come inside a stream that has begun."""
+        text = message_of(error)
+        await self.send({"errorDetail": {"message": text}, "error": text})
+
+    async def end(self) -> web.StreamResponse:
+        """Finish; an empty stream is an empty 200."""
+        if not self.started:
+            self.started = True
+            await self._response.prepare(self._request)
+        await self._response.write_eof()
+        return self._response
+
+
+def require(condition: object, message: str) -> None:
+    """Raises InvalidArgument with the message unless the condition holds."""
+    if not condition:
+        raise InvalidArgument(message)
