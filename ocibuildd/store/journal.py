@@ -1,0 +1,89 @@
+"""What the rows say, once more: a file of JSON lines that a damaged database is built again from.
+
+``["table", [column, …]]`` puts a row, ``["-table", [key]]`` takes one away; the first line is
+``["schema", [n]]``.  Appended after each commit and never synced: the database is the truth, this is the
+spare.  A line that a crash cut short is skipped when read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from .failpoints import hit
+
+log = logging.getLogger(__name__)
+
+MAX_LINE = 4 << 20
+"""A row is far smaller; a longer line is damage."""
+COMPACT_AT = 4 << 20
+"""A journal smaller than this is never worth rewriting."""
+
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(tuple[str, list[Any]]).decode
+
+
+class Journal:
+    """Append-only, opened for the life of the store."""
+
+    def __init__(self, path: Path, schema: int):
+        self.path = path
+        self.schema = schema
+        self._failed = False
+        self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        self.size = os.fstat(self.fd).st_size
+        if not self.size:
+            self.append(self.line("schema", (schema,)))
+
+    @staticmethod
+    def line(what: str, row: Sequence[Any]) -> bytes:
+        """One line."""
+        return _encode((what, row)) + b"\n"
+
+    def append(self, lines: bytes) -> None:
+        """Best effort: a full disk costs the spare, not the commit that it follows."""
+        hit("journal.append")
+        try:
+            self.size += os.write(self.fd, lines)
+        except OSError as error:
+            if not self._failed:
+                log.warning("journal %s: %s", self.path, error)
+            self._failed = True
+
+    def rewrite(self, rows: Iterable[tuple[str, Sequence[Any]]]) -> None:
+        """Replace the journal by these rows (the live ones)."""
+        fresh = self.path.with_suffix(".new")
+        with open(fresh, "wb", opener=lambda p, f: os.open(p, f, 0o600)) as file:
+            file.write(self.line("schema", (self.schema,)))
+            file.writelines(self.line(table, row) for table, row in rows)
+            file.flush()
+            os.fsync(file.fileno())
+        hit("journal.before-rename")
+        fresh.rename(self.path)
+        os.close(self.fd)
+        self.fd = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
+        self.size = os.fstat(self.fd).st_size
+        self._failed = False
+
+    def close(self) -> None:
+        """No more lines."""
+        with contextlib.suppress(OSError):
+            os.close(self.fd)
+
+
+def read(path: Path) -> Iterator[tuple[str, list[Any]]]:
+    """The lines that can be read, in order; what can't is skipped."""
+    try:
+        file = open(path, "rb")
+    except FileNotFoundError:
+        return
+    with file:
+        while line := file.readline(MAX_LINE):
+            with contextlib.suppress(msgspec.DecodeError, msgspec.ValidationError):
+                yield _decode(line)

@@ -1,0 +1,175 @@
+"""The build cache: what a key's work gave (``ports.CacheIndex``), and what was taken from it, when and why."""
+
+from __future__ import annotations
+
+import time
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from ..ports import LayerId, Record
+from .db import Database, Row
+from .failpoints import hit
+from .layers import pack_chain, unpack_chain
+from .leases import Held
+
+_COLUMNS = (
+    "key, chain, value, cost, created, build, identity, selector, op, kind, description, last_used, uses"
+)
+COMPRESS_FROM = 512
+"""Preimages of more characters are stored deflated."""
+MAX_EVICTIONS = 20_000
+"""Rows of the evictions log; the oldest go first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Eviction:
+    """A record that was taken away: which rule did it, and why, in words."""
+
+    key: str
+    selector: str
+    at: float
+    rule: str
+    why: str
+
+
+def _record(row: Row, preimage: str = "") -> Record:
+    return Record(
+        key=row[0], chain=unpack_chain(row[1]), value=row[2], preimage=preimage, cost=row[3], created=row[4],
+        build=row[5], identity=row[6], selector=row[7], op=row[8], kind=row[9], description=row[10],
+        last_used=row[11], uses=row[12],
+    )
+
+
+def _pack(preimage: str) -> str | bytes:
+    if len(preimage) < COMPRESS_FROM:
+        return preimage
+    return zlib.compress(preimage.encode("utf-8", "surrogateescape"), 1)
+
+
+def _unpack(data: str | bytes) -> str:
+    if isinstance(data, str):
+        return data
+    return zlib.decompress(data).decode("utf-8", "surrogateescape")
+
+
+class Records:
+    """Records by key."""
+
+    def __init__(self, db: Database, held: Held):
+        self._db = db
+        self._held = held
+
+    def get(self, key: str) -> Record | None:
+        """One indexed select; ``preimage`` is left empty.  Add the chain to a lease before awaiting
+        anything, and ``touch`` the key when it was used."""
+        row = self._db.one(f"SELECT {_COLUMNS} FROM records WHERE key = ?", (key,))
+        if row is None:
+            return None
+        record = _record(row)
+        self._held.note(keys=(key,), layers=record.chain)
+        return record
+
+    def put(self, record: Record) -> None:
+        """Insert or replace.  The layers of its chain must be finished (a row always has what it names)."""
+        self._held.note(keys=(record.key,), layers=record.chain)
+        used = record.last_used or record.created
+        hit("record.before-row")
+        with self._db.transaction():
+            self._put_row(record, used)
+            if record.preimage:
+                self._db.run(
+                    "INSERT OR REPLACE INTO preimages VALUES (?, ?)", (record.key, _pack(record.preimage))
+                )
+        hit("record.after-row")
+
+    def _put_row(self, record: Record, used: float) -> None:
+        row = self._db.one("SELECT id FROM records WHERE key = ?", (record.key,))
+        self._db.put(
+            "records",
+            (
+                row[0] if row else None, record.key, record.selector, record.op, record.identity, record.kind,
+                record.description, pack_chain(record.chain), record.value, record.cost, record.created,
+                used, record.uses, record.build,
+            ),
+        )
+
+    def nearest(self, selector: str) -> Record | None:
+        """The newest record of the same instruction, with its preimage."""
+        row = self._db.one(
+            f"SELECT {_COLUMNS} FROM records WHERE selector = ? ORDER BY created DESC LIMIT 1", (selector,)
+        )
+        return None if row is None else _record(row, self.preimage(row[0]))
+
+    def seen(self, op: str) -> bool:
+        """Is there any record of this very operation, whatever its inputs?"""
+        return self._db.one("SELECT 1 FROM records WHERE op = ? LIMIT 1", (op,)) is not None
+
+    def preimage(self, key: str) -> str:
+        """What the key was made from; "" if unknown."""
+        row = self._db.one("SELECT data FROM preimages WHERE key = ?", (key,))
+        return _unpack(row[0]) if row else ""
+
+    def touch(self, keys: Iterable[str], now: float | None = None) -> None:
+        """These were used: one commit for all of them (at the end of a build)."""
+        now = time.time() if now is None else now
+        with self._db.transaction():
+            for key in keys:
+                self._db.run(
+                    "UPDATE records SET last_used = max(last_used, ?), uses = uses + 1 WHERE key = ?",
+                    (now, key),
+                )
+
+    def remove(self, key: str, *, rule: str = "", why: str = "", now: float | None = None) -> bool:
+        """Delete a record; with a ``rule``, leave a line in the evictions log."""
+        row = self._db.one("SELECT selector FROM records WHERE key = ?", (key,))
+        if row is None:
+            return False
+        hit("record.before-delete")
+        with self._db.transaction():
+            self._db.delete("records", key)
+            self._db.run("DELETE FROM preimages WHERE key = ?", (key,))
+            if rule:
+                self._db.run(
+                    "INSERT INTO evictions (key, selector, at, rule, why) VALUES (?, ?, ?, ?, ?)",
+                    (key, row[0], time.time() if now is None else now, rule, why),
+                )
+        return True
+
+    def using(self, layer: LayerId) -> list[str]:
+        """Keys of all records whose chain has this layer.  A scan: for damage, not for hot paths."""
+        return [
+            row[0]
+            for row in self._db.all(
+                "SELECT key FROM records WHERE instr(',' || chain || ',', ?) > 0", (f",{layer},",)
+            )
+        ]
+
+    def evicted(self, *, key: str = "", selector: str = "") -> Eviction | None:
+        """The latest eviction of this key, or else of this instruction."""
+        for column, value in (("key", key), ("selector", selector)):
+            row = value and self._db.one(
+                f"SELECT key, selector, at, rule, why FROM evictions WHERE {column} = ?"
+                " ORDER BY id DESC LIMIT 1",
+                (value,),
+            )
+            if row:
+                return Eviction(*row)
+        return None
+
+    def trim_evictions(self) -> None:
+        """Keep the newest MAX_EVICTIONS."""
+        self._db.run(
+            "DELETE FROM evictions WHERE id <= (SELECT max(id) FROM evictions) - ?", (MAX_EVICTIONS,)
+        )
+
+    def count(self) -> int:
+        row = self._db.one("SELECT count(*) FROM records")
+        return int(row[0]) if row else 0
+
+    def page(self, after: int = 0, count: int = 1_000) -> list[tuple[int, Record]]:
+        """(row id, record), in order of row id, a page at a time; no preimages."""
+        rows = self._db.all(
+            f"SELECT {_COLUMNS}, id FROM records WHERE id > ? ORDER BY id LIMIT ?", (after, count)
+        )
+        return [(row[-1], _record(row)) for row in rows]

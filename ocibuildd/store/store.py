@@ -1,0 +1,128 @@
+"""A state directory, opened: its parts, and what they do together."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from . import recover
+from .blobs import Blobs
+from .builds import Builds
+from .cache_mounts import CacheMounts
+from .db import Database
+from .images import Images
+from .layers import Layers
+from .leases import Held, Leases
+from .lock import Lock
+from .records import Records
+from .schema import MIGRATIONS
+from .snapshots import Trees
+from .sources import Sources
+from .space import Space
+from .uploads import Uploads
+
+DIRECTORIES = (
+    "blobs/sha256", "blobs/sha512", "ingest", "quarantine", "trees", "cache", "builds", "trash",
+)
+
+
+def read_boot_id() -> str:
+    """This boot's id; trees that weren't synced before another one are not to be trusted."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
+
+
+class Store:
+    """The parts of an open store.  Made by :meth:`open`; used from one thread.
+
+    blobs, layers, trees, records, images (with names and indexes), builds, leases, cache_mounts, sources,
+    uploads, space.
+    """
+
+    blobs: Blobs
+    layers: Layers
+    trees: Trees
+    records: Records
+    images: Images
+    builds: Builds
+    cache_mounts: CacheMounts
+    sources: Sources
+    uploads: Uploads
+    space: Space
+
+    def __init__(self, path: Path, lock: Lock, db: Database, boot_id: str):
+        self.path = path
+        self.lock = lock
+        self.db = db
+        self.boot_id = boot_id
+        self.held = Held()
+        self.leases = Leases(self.held)
+        self.blobs = Blobs(path, db, self.held)
+        self.layers = Layers(db, self.held)
+        self.trees = Trees(path, db, boot_id)
+        self.records = Records(db, self.held)
+        self.images = Images(db, self.held)
+        self.builds = Builds(path, db)
+        self.cache_mounts = CacheMounts(path, db)
+        self.sources = Sources(db)
+        self.uploads = Uploads(db)
+        self.space = Space(path, lambda: self.used)
+        self.recovered = recover.Report()
+
+    @classmethod
+    def open(cls, path: Path, *, boot_id: str = "", ballast: int = 0) -> Store:
+        """Open or create a state directory; mend what a crash left (``recovered`` says what).
+
+        boot_id: for tests, "" = this boot's.  ballast: bytes to keep aside for a full disk, 0 = none.
+        Raises Conflict (another daemon has it), NoSpace, BuildError (read-only, a newer schema).
+        """
+        recover.make_directories(path, DIRECTORIES)
+        lock = Lock(path)
+        try:
+            clean = recover.take_marker(path)
+            db, report = recover.open_database(path, clean=clean, schema=len(MIGRATIONS))
+            try:
+                store = cls(path, lock, db, boot_id or read_boot_id())
+                store.recovered = report
+                recover.sweep(store, report, clean=clean)
+                store.space.make_ballast(ballast)
+            except BaseException:
+                db.close()
+                raise
+        except BaseException:
+            lock.release()
+            raise
+        return store
+
+    @property
+    def used(self) -> int:
+        """Bytes of blobs, trees and cache mounts, by their rows."""
+        return self.blobs.bytes + self.trees.bytes + self.cache_mounts.bytes
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All writes inside are one commit; see ``Database.transaction``."""
+        with self.db.transaction():
+            yield
+
+    def close(self) -> None:
+        """An orderly end: the next start needs no search.  Idempotent."""
+        if self.lock.fd < 0:
+            return
+        for writer in list(self.blobs.writers):
+            writer.abort()
+        self.db.close()
+        if self.db.journal is not None:
+            self.db.journal.close()
+        with contextlib.suppress(OSError):
+            recover.put_marker(self.path)
+        self.lock.release()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
