@@ -1,0 +1,204 @@
+"""POST /build and its neighbours, as the classic builder had them."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from ...errors import BuildError
+from ...model import request as model
+from ...model.reference import Reference
+from .classic import ClassicStream
+from .protocol import ApiError, JsonStream, failure, flag, json_parameter, number, registry_config
+
+READ_SIZE = 1 << 18
+MAX_TAGS = 128
+REMOTE = re.compile(r"(https?://|git://|git@|ssh://|github\.com/)")
+UNSTARTED = frozenset({"build.started", "message", "warning"})
+"""Events that may come before it is clear that the Dockerfile can be built at all."""
+
+
+def _strings(value: Any, what: str) -> dict[str, str | None]:
+    """A JSON object of strings (or null)."""
+    for key, item in (value or {}).items():
+        if not isinstance(item, str | None):
+            raise ApiError(400, f"error reading {what}: {key}: expected a string")
+    return dict(value or {})
+
+
+def _names(query: Any) -> tuple[str, ...]:
+    """The ``t`` parameters; each must be a good name before anything is built."""
+    names = [name for name in query.getall("t", []) if name]
+    if len(names) > MAX_TAGS:
+        raise ApiError(400, f"too many tags: {len(names)}, at most {MAX_TAGS}")
+    for name in names:
+        try:
+            reference = Reference.parse(name)
+        except ValueError as error:
+            raise ApiError(400, f"Error parsing reference: {name!r}: {error}") from None
+        if reference.digest:
+            raise ApiError(400, "build tag cannot contain a digest")
+    return tuple(names)
+
+
+def _limits(query: Mapping[str, str]) -> model.ResourceLimits:
+    nofile = 0
+    for limit in json_parameter(query, "ulimits", list) or []:
+        if isinstance(limit, dict) and limit.get("Name") == "nofile":
+            nofile = int(limit.get("Soft") or limit.get("Hard") or 0)
+    memory = number(query, "memory")
+    if memory < 0:
+        raise ApiError(400, f"invalid memory limit: {memory}")
+    return model.ResourceLimits(
+        memory=memory,
+        memory_swap=max(number(query, "memswap"), 0),
+        cpu_quota=max(number(query, "cpuquota"), 0),
+        cpu_period=max(number(query, "cpuperiod"), 0),
+        cpu_shares=max(number(query, "cpushares"), 0),
+        cpuset_cpus=query.get("cpusetcpus", ""),
+        cpuset_mems=query.get("cpusetmems", ""),
+        shm_size=max(number(query, "shmsize"), 0),
+        nofile=max(nofile, 0),
+    )
+
+
+def _network(query: Mapping[str, str]) -> Any:
+    mode = query.get("networkmode", "")
+    if mode in {"", "default", "bridge"}:
+        return ""
+    if mode in {"none", "host"}:
+        return mode
+    raise ApiError(400, f'network mode "{mode}" not supported: there are default, none and host')
+
+
+def build_request(
+    query: Any, context: model.Context, auth: dict[str, model.RegistryAuth]
+) -> model.BuildRequest:
+    """The query of POST /build as a request of ours.  Raises ApiError."""
+    labels = _strings(json_parameter(query, "labels", dict), "labels")
+    platform = query.get("platform", "").lower()
+    target = query.get("target", "")
+    return model.BuildRequest(
+        context=context,
+        dockerfile=query.get("dockerfile", ""),
+        tags=_names(query),
+        target=target,
+        build_args=_strings(json_parameter(query, "buildargs", dict), "build args"),
+        labels={key: value or "" for key, value in labels.items()},
+        platforms=(platform,) if platform else (),
+        no_cache=flag(query, "nocache"),
+        pull=flag(query, "pull"),
+        network=_network(query),
+        add_hosts=tuple(host for host in query.getall("extrahosts", []) if host),
+        auth=auth,
+        limits=_limits(query),
+        compat="docker",
+    )
+
+
+class Build:
+    """Handlers of /build.  ``builds``: build.service.Builds; ``peer``: request → its Peer."""
+
+    def __init__(self, builds: Any, peer: Any):
+        self._builds = builds
+        self._peer = peer
+
+    async def build(self, request: web.Request) -> web.StreamResponse:
+        """POST /build: a context in, a stream of messages out.
+
+        What is wrong before anything ran is a plain error status, what goes wrong later the last
+        message of a 200 (Docker's clients tell the two apart).
+        """
+        query = request.query
+        remote = query.get("remote", "")
+        if remote and remote != "client-session" and not REMOTE.match(remote):
+            raise ApiError(400, f"remote {remote!r} is no URL that can be fetched")
+        if remote == "client-session":
+            raise ApiError(400, "no session: this API speaks the classic builder's protocol")
+        auth = registry_config(request)
+        build_request(query, model.EmptyContext(), auth)  # before a large body is taken in
+        if remote:
+            context: model.Context = model.RemoteContext(remote)
+            await request.release()
+        else:
+            context = model.UploadContext(await self._upload(request))
+        started = await self._builds.start(build_request(query, context, auth), peer=self._peer(request))
+        try:
+            return await self._stream(request, started.id)
+        except (ConnectionError, OSError):
+            # The client is gone: for Docker's clients that is how a build is cancelled.
+            with contextlib.suppress(BuildError):
+                await self._builds.cancel(started.id)
+            raise
+        except BaseException:
+            with contextlib.suppress(BuildError):
+                await self._builds.cancel(started.id)
+            raise
+
+    async def _upload(self, request: web.Request) -> str:
+        upload = self._builds.upload()
+        try:
+            async for data in request.content.iter_chunked(READ_SIZE):
+                upload.write(data)
+            upload.close()
+        except BaseException:
+            upload.abort()
+            raise
+        return str(upload.id)
+
+    async def _events(self, build: str) -> AsyncIterator[dict[str, Any]]:
+        rest = b""
+        async for data in self._builds.events(build, 0):
+            *lines, rest = (rest + data).split(b"\n")
+            for line in lines:
+                yield msgspec.json.decode(line)
+
+    async def _stream(self, request: web.Request, build: str) -> web.StreamResponse:
+        query = request.query
+        classic = ClassicStream(
+            build, quiet=flag(query, "q"), remove=flag(query, "rm", default=True)
+        )
+        stream = JsonStream(request)
+        begun = False
+        async for event in self._events(build):
+            if event["type"] == "build.failed" and not begun:
+                return self._refused(event["error"])
+            begun = begun or event["type"] not in UNSTARTED
+            await stream.send(*classic.feed(event))
+        return await stream.end()
+
+    @staticmethod
+    def _refused(error: dict[str, Any]) -> web.Response:
+        """A build that never began."""
+        from ...errors import CLASSES
+
+        status = CLASSES.get(str(error.get("code")), BuildError).status
+        return failure(ApiError(status, dockerfile_message(error)))
+
+    async def cancel(self, request: web.Request) -> web.Response:
+        """POST /build/cancel?id=…"""
+        build = request.query.get("id", "")
+        if not build:
+            raise ApiError(400, "build ID not specified")
+        await self._builds.cancel(build)
+        return web.Response(status=204)
+
+
+def dockerfile_message(error: Mapping[str, Any]) -> str:
+    """An error in a Dockerfile in the classic builder's words."""
+    message = str(error.get("message", ""))
+    details = error.get("details") or {}
+    if error.get("code") != "dockerfile":
+        return message
+    if "target" in details:
+        return f"failed to reach build target {details['target']} in Dockerfile"
+    if "line" in details and not message.startswith("dockerfile parse error"):
+        # The place is said once: our own messages carry it in front.
+        text = re.sub(r"^[^:\s]+:\d+:\s*", "", message)
+        return f"dockerfile parse error on line {details['line']}: {text}"
+    return message
