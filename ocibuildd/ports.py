@@ -373,14 +373,14 @@ class Registry(Protocol):
     """The registry client (``registry.client``).  References are ``model.reference.Reference``."""
 
     async def resolve(self, reference: Any, *, auth: Any = None) -> Fetched: ...
-    async def blob(
+    def blob(
         self, reference: Any, descriptor: Any, *, offset: int = 0, auth: Any = None
     ) -> AsyncIterator[bytes]: ...
     async def push_blob(
         self,
         reference: Any,
         descriptor: Any,
-        source: Path,
+        source: Path | Callable[[], int],
         *,
         mount_from: Sequence[str] = (),
         auth: Any = None,

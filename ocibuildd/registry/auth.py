@@ -14,8 +14,9 @@ from datetime import datetime
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
-from ..errors import RegistryError, Unauthorized
-from ..model.request import RegistryAuth
+from ocibuildd.errors import RegistryError, Unauthorized
+from ocibuildd.model.request import RegistryAuth
+
 from .config import is_internal
 from .protocol import authority, redact, with_param
 
@@ -31,9 +32,9 @@ EARLY = 10.0
 CLIENT_ID = "ocibuildd"
 
 ANONYMOUS = RegistryAuth()
-_TOKEN = r"[A-Za-z0-9!#$%&'*+.^_`|~-]+"
-_SCHEME = re.compile(rf"\s*({_TOKEN})(?:\s+|\s*(?=,)|\s*\Z)")
-_PARAM = re.compile(rf"\s*({_TOKEN})\s*=\s*(?:\"((?:[^\"\\]|\\.)*)\"|({_TOKEN}))\s*(?:,|\Z)")
+_NAME = r"[A-Za-z0-9!#$%&'*+.^_`|~-]+"
+_SCHEME = re.compile(rf"\s*({_NAME})(?:\s+|\s*(?=,)|\s*\Z)")
+_PARAM = re.compile(rf"\s*({_NAME})\s*=\s*(?:\"((?:[^\"\\]|\\.)*)\"|({_NAME}))\s*(?:,|\Z)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +127,9 @@ def check_realm(realm: str, registry_url: str) -> str:
     parts = urlsplit(realm)
     scheme, host, _ = authority(registry_url)
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.username is not None:
-        raise RegistryError(f"{redact(registry_url)}: token realm {realm[:100]!r} is no http(s) url")
+        raise RegistryError(
+            f"{redact(registry_url)}: token realm {realm[:100]!r} is no http(s) url"
+        )
     if parts.scheme == "http" and scheme != "http":
         raise RegistryError(
             f"{redact(registry_url)}: token realm {redact(realm)} refused: credentials go over https only"
@@ -145,7 +148,9 @@ def answer(
 
     Bearer is preferred to Basic; a registry token is used as it is.
     """
-    challenges = {challenge.scheme: challenge.params for challenge in reversed(parse_challenges(header))}
+    challenges = {
+        challenge.scheme: challenge.params for challenge in reversed(parse_challenges(header))
+    }
     if credentials.registry_token and "bearer" in challenges:
         return HeaderPlan(f"Bearer {credentials.registry_token}")
     if (params := challenges.get("bearer")) is not None:
@@ -157,10 +162,14 @@ def answer(
         )
     if "basic" in challenges:
         if not credentials.username:
-            raise Unauthorized(f"{redact(registry_url)}: no credentials for it", hint="run ocibuild login")
+            raise Unauthorized(
+                f"{redact(registry_url)}: no credentials for it", hint="run ocibuild login"
+            )
         return HeaderPlan(basic(credentials.username, credentials.password))
     offered = ", ".join(sorted(challenges)) or "none"
-    raise Unauthorized(f"{redact(registry_url)}: wants authentication by {offered}, expected basic or bearer")
+    raise Unauthorized(
+        f"{redact(registry_url)}: wants authentication by {offered}, expected basic or bearer"
+    )
 
 
 def token_request(
@@ -169,8 +178,11 @@ def token_request(
     """A GET with basic credentials, or an OAuth2 POST where an identity token is at hand."""
     if credentials.identity_token:
         form = {
-            "grant_type": "refresh_token", "service": service, "client_id": CLIENT_ID,
-            "refresh_token": credentials.identity_token, "scope": " ".join(scopes),
+            "grant_type": "refresh_token",
+            "service": service,
+            "client_id": CLIENT_ID,
+            "refresh_token": credentials.identity_token,
+            "scope": " ".join(scopes),
         }
         return TokenRequest(
             realm, {"Content-Type": "application/x-www-form-urlencoded"}, urlencode(form)
@@ -184,12 +196,17 @@ def token_request(
     return TokenRequest(url, {"Authorization": basic(credentials.username, credentials.password)})
 
 
-def token_key(
-    realm: str, service: str, scopes: tuple[str, ...], credentials: RegistryAuth
-) -> str:
+def token_key(realm: str, service: str, scopes: tuple[str, ...], credentials: RegistryAuth) -> str:
     """What a token is kept under: a hash, so that no secret stands in a key."""
-    parts = (realm, service, *scopes, "|", credentials.username, credentials.password,
-             credentials.identity_token)
+    parts = (
+        realm,
+        service,
+        *scopes,
+        "|",
+        credentials.username,
+        credentials.password,
+        credentials.identity_token,
+    )
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
@@ -202,7 +219,9 @@ def parse_token(body: bytes, now: float, realm: str) -> Token:
         issued = _issued(value.get("issued_at"), now)
         refresh = str(value.get("refresh_token") or "")
     except (ValueError, TypeError, AttributeError, RecursionError):
-        raise RegistryError(f"token service {redact(realm)}: not the JSON that was expected") from None
+        raise RegistryError(
+            f"token service {redact(realm)}: not the JSON that was expected"
+        ) from None
     if not isinstance(text, str) or not re.fullmatch(r"[\x21-\x7e]{1,65536}", text):
         raise RegistryError(f"token service {redact(realm)}: no usable token in its answer")
     if not 0 < lifetime < MAX_LIFETIME:

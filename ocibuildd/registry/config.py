@@ -5,10 +5,9 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from ..errors import Denied
-from ..model.reference import DEFAULT_DOMAIN, Reference
+from ocibuildd.errors import Denied
+from ocibuildd.model.reference import DEFAULT_DOMAIN, Reference
 
 HUB_HOST = "registry-1.docker.io"
 """Where docker.io's registry really answers."""
@@ -20,26 +19,25 @@ class Endpoint:
 
     host: ``name[:port]``.  prefix: put before the repository's path, no slash at its ends
     (``dockerhub`` makes ``library/busybox`` into ``dockerhub/library/busybox``).
-    insecure: plain HTTP is allowed and TLS certificates are not checked.
-    ca, client_cert, client_key: PEM files.  identity: the host whose credentials are used here; a
+    http: plain HTTP is allowed.  insecure: TLS certificates are not checked.
+    ca, cert, key: PEM files, "" = none.  identity: the registry whose credentials are used here; a
     mirror uses its own, never those of the registry that it mirrors.
     """
 
     host: str
     prefix: str = ""
+    http: bool = False
     insecure: bool = False
-    ca: Path | None = None
-    client_cert: Path | None = None
-    client_key: Path | None = None
+    ca: str = ""
+    cert: str = ""
+    key: str = ""
     identity: str = ""
     mirror: bool = False
 
     @property
     def plain_allowed(self) -> bool:
         """Plain HTTP: where it is configured, or on loopback unless TLS material is configured."""
-        if self.ca or self.client_cert:
-            return False
-        return self.insecure or is_loopback(self.host)
+        return self.http or (is_loopback(self.host) and not (self.ca or self.cert))
 
     def repository(self, path: str) -> str:
         """The repository's path at this endpoint."""
@@ -48,26 +46,27 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class RegistrySettings:
-    """Settings of one registry, by the domain that references name it with.
+    """``[registry."host[:port]"]`` of the daemon's configuration, with the same names.
 
-    mirrors are tried in order for pulls, then the registry itself.  location: where the registry is
-    if not at its own name.  blocked: neither pull nor push.
+    mirrors: ``host[:port][/prefix]``, tried in order for pulls, then the registry itself; how a mirror
+    is spoken to stands in its own host's settings.  location: ``host[:port][/prefix]`` where the
+    registry is if not at its own name.  blocked: neither pull nor push.
     """
 
-    mirrors: tuple[Endpoint, ...] = ()
+    mirrors: tuple[str, ...] = ()
     location: str = ""
-    prefix: str = ""
+    http: bool = False
     insecure: bool = False
-    ca: Path | None = None
-    client_cert: Path | None = None
-    client_key: Path | None = None
     blocked: bool = False
+    ca: str = ""
+    cert: str = ""
+    key: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class RegistryConfig:
     """All registries.  ``downloads`` and ``uploads`` bound how many blobs are under way at once, in
-    total; timeouts are in seconds; ``user_agent`` goes with every request."""
+    total; timeouts are in seconds; ``attempts`` is per request."""
 
     registries: Mapping[str, RegistrySettings] = field(default_factory=dict)
     downloads: int = 6
@@ -81,22 +80,36 @@ class RegistryConfig:
         return self.registries.get(domain) or RegistrySettings()
 
 
+def _endpoint(config: RegistryConfig, place: str, identity: str, *, mirror: bool) -> Endpoint:
+    host, _, prefix = place.strip("/").partition("/")
+    own = config.settings(identity)
+    return Endpoint(
+        HUB_HOST if host == DEFAULT_DOMAIN else host,
+        prefix,
+        own.http,
+        own.insecure,
+        own.ca,
+        own.cert,
+        own.key,
+        identity,
+        mirror,
+    )
+
+
 def origin(config: RegistryConfig, domain: str) -> Endpoint:
     """The registry itself.  Raises Denied where the configuration blocks it."""
     settings = config.settings(domain)
     if settings.blocked:
         raise Denied(f"registry {domain}: blocked by the daemon's configuration")
-    host = settings.location or (HUB_HOST if domain == DEFAULT_DOMAIN else domain)
-    return Endpoint(
-        host, settings.prefix, settings.insecure, settings.ca, settings.client_cert,
-        settings.client_key, identity=domain,
-    )
+    return _endpoint(config, settings.location or domain, domain, mirror=False)
 
 
 def pull_endpoints(config: RegistryConfig, reference: Reference) -> tuple[Endpoint, ...]:
-    """Where to pull from, in order: the mirrors, then the registry itself."""
+    """Where to pull from, in order: the mirrors, then the registry itself.  Raises as ``origin``."""
     last = origin(config, reference.domain)
-    return (*config.settings(reference.domain).mirrors, last)
+    mirrors = config.settings(reference.domain).mirrors
+    found = [_endpoint(config, m, m.partition("/")[0], mirror=True) for m in mirrors]
+    return (*found, last)
 
 
 def split_host(host: str) -> str:
@@ -129,4 +142,9 @@ def is_internal(host: str) -> bool:
     address = _address(host)
     if address is None:
         return is_loopback(host)
-    return address.is_loopback or address.is_link_local or address.is_unspecified or address.is_multicast
+    return (
+        address.is_loopback
+        or address.is_link_local
+        or address.is_unspecified
+        or address.is_multicast
+    )

@@ -17,7 +17,7 @@ from urllib.parse import quote, urlencode, urljoin, urlsplit, urlunsplit
 
 import msgspec
 
-from ..errors import (
+from ocibuildd.errors import (
     BuildError,
     Corrupt,
     Denied,
@@ -27,8 +27,8 @@ from ..errors import (
     Unauthorized,
     Unsupported,
 )
-from ..model.digest import Digest
-from ..model.oci import (
+from ocibuildd.model.digest import Digest
+from ocibuildd.model.oci import (
     DOCKER_LIST,
     DOCKER_MANIFEST,
     INDEX_TYPES,
@@ -40,6 +40,7 @@ from ..model.oci import (
     decode_index,
     decode_manifest,
 )
+
 from .config import is_internal
 
 MAX_MANIFEST = 4 << 20
@@ -56,12 +57,12 @@ MAX_WAIT = 60.0
 BACKOFF_FIRST = 0.2
 BACKOFF_LAST = 15.0
 
-ACCEPT = ", ".join((MEDIA_INDEX, DOCKER_LIST, MEDIA_MANIFEST, DOCKER_MANIFEST, "*/*;q=0.1"))
+ACCEPT = f"{MEDIA_INDEX}, {DOCKER_LIST}, {MEDIA_MANIFEST}, {DOCKER_MANIFEST}, */*;q=0.1"
 _JSON_TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[\[{]|[\]}]', re.DOTALL)
 RETRYABLE = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
-# --- URLs -------------------------------------------------------------------------------------------
+# --- URLs ------------------------------------------------------------------------------------
 
 
 def manifest_path(repository: str, reference: str) -> str:
@@ -110,7 +111,7 @@ def redact(url: str) -> str:
     return urlunsplit((parts.scheme, netloc, parts.path, "", ""))[:300]
 
 
-# --- redirects and locations -----------------------------------------------------------------------
+# --- redirects and locations -----------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +129,9 @@ def resolve_hop(base: str, current: str, location: str) -> Hop:
     registry that isn't there itself.  Raises RegistryError.
     """
     if not location:
-        raise RegistryError(f"{redact(current)}: an answer without the Location header that it needs")
+        raise RegistryError(
+            f"{redact(current)}: an answer without the Location header that it needs"
+        )
     url = urljoin(current, location)
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
@@ -140,9 +143,15 @@ def resolve_hop(base: str, current: str, location: str) -> Hop:
         if here[1] != there[1]:
             raise RegistryError(f"{redact(current)}: redirect from https to {redact(url)} refused")
         # A registry behind a TLS proxy that doesn't know it: the same host, so stay on TLS.
-        url = urlunsplit(urlsplit(urljoin(current, "/"))._replace(path=parts.path, query=parts.query))
+        url = urlunsplit(
+            urlsplit(urljoin(current, "/"))._replace(path=parts.path, query=parts.query)
+        )
         there = authority(url)
-    if is_internal(there[1]) and there[1] != authority(base)[1] and not is_internal(authority(base)[1]):
+    if (
+        is_internal(there[1])
+        and there[1] != authority(base)[1]
+        and not is_internal(authority(base)[1])
+    ):
         raise RegistryError(
             f"{redact(current)}: redirect to {redact(url)} refused: a loopback or link-local address"
         )
@@ -156,11 +165,11 @@ def next_link(header: str | None, current: str) -> str:
             url = urljoin(current, match[1])
             if authority(url) != authority(current):
                 raise RegistryError(f"{redact(current)}: next page on another host refused")
-            return url
+            return str(url)
     return ""
 
 
-# --- waiting ----------------------------------------------------------------------------------------
+# --- waiting ---------------------------------------------------------------------------------
 
 
 def retry_after(value: str | None, now: float) -> float | None:
@@ -189,7 +198,7 @@ def backoff(attempt: int, jitter: float, asked: float | None = None) -> float:
     return wait if asked is None else max(asked + jitter * min(1.0, step), wait if asked else 0.0)
 
 
-# --- errors -----------------------------------------------------------------------------------------
+# --- errors ----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,9 +213,12 @@ def parse_errors(body: bytes) -> tuple[ErrorItem, ...]:
     """The errors in a body; anything that isn't such a body gives its first line, or nothing."""
     try:
         value = json.loads(body[:MAX_ERROR_BODY])
-        entries = value["errors"] if "errors" in value else [value]
+        entries = value.get("errors", [value])
         items = tuple(
-            ErrorItem(_clean(entry.get("code", "")), _clean(entry.get("message", entry.get("details", ""))))
+            ErrorItem(
+                _clean(entry.get("code", "")),
+                _clean(entry.get("message", entry.get("details", ""))),
+            )
             for entry in entries[:10]
         )
         return tuple(item for item in items if item.code or item.message)
@@ -230,18 +242,23 @@ def failure(what: str, status: int, body: bytes = b"") -> BuildError:
     if status == 401:
         return Unauthorized(message, hint="run ocibuild login", details=details)
     if status == 403:
-        return Denied(message, hint="check the account's rights, or run ocibuild login", details=details)
+        return Denied(
+            message, hint="check the account's rights, or run ocibuild login", details=details
+        )
     if status == 404:
         return NotFound(message, details=details)
     if status == 413:
-        return TooLarge(message, hint="the registry, or a proxy before it, limits sizes", details=details)
+        return TooLarge(
+            message, hint="the registry, or a proxy before it, limits sizes", details=details
+        )
     if status == 429:
-        return RegistryError(message, hint="the registry limits requests: log in, or use a mirror",
-                             details=details)
+        return RegistryError(
+            message, hint="the registry limits requests: log in, or use a mirror", details=details
+        )
     return RegistryError(message, details=details)
 
 
-# --- documents --------------------------------------------------------------------------------------
+# --- documents -------------------------------------------------------------------------------
 
 
 def check_json(data: bytes, what: str, limit: int = MAX_MANIFEST) -> dict[str, Any]:
@@ -252,7 +269,9 @@ def check_json(data: bytes, what: str, limit: int = MAX_MANIFEST) -> dict[str, A
     if _depth(data) > MAX_DEPTH:
         raise RegistryError(f"{what}: nested more than {MAX_DEPTH} deep")
     try:
-        value = json.loads(data.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
+        value = json.loads(
+            data.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant
+        )
     except (ValueError, RecursionError) as error:
         raise RegistryError(f"{what}: not the JSON that was expected: {_clean(error)}") from None
     if not isinstance(value, dict):
@@ -308,28 +327,43 @@ def parse_document(data: bytes, content_type: str, what: str) -> Manifest | Inde
     return document
 
 
+def media_type_of(document: Manifest | Index, content_type: str) -> str:
+    """The media type of a document that ``parse_document`` let through."""
+    served = content_type.partition(";")[0].strip().lower()
+    kinds = INDEX_TYPES if isinstance(document, Index) else MANIFEST_TYPES
+    if document.media_type or served in kinds:
+        return document.media_type or served
+    return MEDIA_INDEX if isinstance(document, Index) else MEDIA_MANIFEST
+
+
 def document_type(value: Mapping[str, Any], content_type: str, what: str) -> str:
     """Which media type a document has, from its fields and the Content-Type.  Raises as above."""
     is_index = "manifests" in value
     if is_index and ("layers" in value or "config" in value or "fsLayers" in value):
         raise RegistryError(f"{what}: both an index and a manifest")
     if value.get("schemaVersion") == 1 or "fsLayers" in value:
-        raise Unsupported(f"{what}: docker image manifest v2 schema 1 is not supported",
-                          hint="push the image again with a current client")
+        raise Unsupported(
+            f"{what}: docker image manifest v2 schema 1 is not supported",
+            hint="push the image again with a current client",
+        )
     if value.get("schemaVersion") != 2:
         raise RegistryError(f"{what}: schemaVersion {value.get('schemaVersion')!r}, expected 2")
     declared = value.get("mediaType", "")
     served = content_type.partition(";")[0].strip().lower()
     known = INDEX_TYPES | MANIFEST_TYPES
     if declared and declared not in known:
-        raise Unsupported(f"{what}: media type {_clean(declared)!r} is neither an image nor an index")
+        raise Unsupported(
+            f"{what}: media type {_clean(declared)!r} is neither an image nor an index"
+        )
     if declared and served in known and served != declared:
         raise RegistryError(f"{what}: says it is {declared}, was served as {served}")
     kind = str(declared or (served if served in known else ""))
     kind = kind or (MEDIA_INDEX if is_index else MEDIA_MANIFEST)
     if (kind in INDEX_TYPES) != is_index:
-        raise RegistryError(f"{what}: media type {kind}, but its fields are "
-                            f"{'an index' if is_index else 'a manifest'}'s")
+        raise RegistryError(
+            f"{what}: media type {kind}, but its fields are "
+            f"{'an index' if is_index else 'a manifest'}'s"
+        )
     return kind
 
 

@@ -12,8 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from ..errors import BuildError, Corrupt, RegistryError
-from ..model.digest import Digest
+from ocibuildd.errors import BuildError, Corrupt, RegistryError
+from ocibuildd.model.digest import Digest
+
 from .protocol import (
     RETRYABLE,
     blob_path,
@@ -69,8 +70,14 @@ class Upload:
     """
 
     def __init__(
-        self, base: str, repository: str, digest: Digest, size: int, *,
-        mount_from: Sequence[str] = (), location: str = "",
+        self,
+        base: str,
+        repository: str,
+        digest: Digest,
+        size: int,
+        *,
+        mount_from: Sequence[str] = (),
+        location: str = "",
     ) -> None:
         self.base, self.repository, self.digest, self.size = base, repository, digest, size
         self.location, self.trusted, self.offset = location, True, 0
@@ -121,7 +128,7 @@ class Upload:
     def _final(self) -> str:
         return with_param(self.location, "digest", self.digest)
 
-    # --- answers ------------------------------------------------------------------------------------
+    # --- answers -----------------------------------------------------------------------------
 
     def answered(self, status: int, headers: Mapping[str, str], body: bytes = b"") -> None:
         """The answer to the last action.  Raises what ends the upload; a status in RETRYABLE must be given
@@ -221,7 +228,11 @@ class Upload:
         if whole and status in (201, 204):
             self._finished(status, headers, body)
         elif not whole and status in (201, 202, 204):
-            length = min(self.size - self.offset, self._chunk) if self._chunk else self.size - self.offset
+            length = (
+                min(self.size - self.offset, self._chunk)
+                if self._chunk
+                else self.size - self.offset
+            )
             have = parse_range_end(headers.get("Range"))
             reached = self.offset + length if have is None else have
             if reached < self.offset or reached > self.size:
