@@ -1,0 +1,87 @@
+"""A build, and a piece of work under way, as the solver sees them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ocibuildd.model.graph import Vertex
+from ocibuildd.ports import Executor, LayerId, Result, Work
+
+from . import cache, reasons
+
+BACKLOG = 512
+"""Events of a run under way that a build which joins it later still gets to see."""
+
+Event = Callable[..., None]
+
+
+@dataclass(slots=True)
+class Trace:
+    """What became of a vertex, for events, history and ``explain``."""
+
+    key: str = ""
+    preimage: cache.Preimage | None = None
+    cached: bool = False
+    source: bool = False
+    started: float = 0.0
+    seconds: float = 0.0
+    reasons: list[reasons.Reason] = field(default_factory=list)
+    usage: Mapping[str, float] = field(default_factory=dict)
+    made_by: str = ""
+    inputs: Sequence[Result] = ()
+
+
+@dataclass(eq=False, slots=True)
+class Job:
+    """One build as the solver sees it.
+
+    event(vertex, kind, **fields): kinds "started", "log", "status", "done" (trace, result).
+    hold(chain): keep these layers until the build ends; raises NotFound when they are gone.
+    release: called once, when nothing needs the executor any more.
+    variant: output options that are part of keys.
+    """
+
+    id: str
+    vertices: Sequence[Vertex]
+    executor: Executor
+    event: Event
+    hold: Callable[[Iterable[LayerId]], None]
+    release: Callable[[], None]
+    limit: int = 0
+    variant: Mapping[str, Any] = field(default_factory=dict)
+    results: dict[int, Result] = field(default_factory=dict)
+    traces: dict[int, Trace] = field(default_factory=dict)
+    used: set[str] = field(default_factory=set)
+    tasks: set[asyncio.Task[Any]] = field(default_factory=set)
+    done: asyncio.Future[None] | None = None
+    error: BaseException | None = None
+    failed: int | None = None
+    uses: int = 0
+
+
+@dataclass(eq=False, slots=True)
+class Run:
+    """Work under way, for everyone in ``listeners``."""
+
+    key: str
+    job: Job
+    vertex: int
+    inputs: Sequence[Result]
+    preimage: cache.Preimage | None
+    listeners: list[tuple[Job, int]] = field(default_factory=list)
+    backlog: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    task: asyncio.Task[None] | None = None
+    started: float = 0.0
+    result: Result | None = None
+    work: Work = field(default_factory=Work)
+    stopping: bool = False
+    seconds: float = 0.0
+
+    def emit(self, kind: str, **fields: Any) -> None:
+        if len(self.backlog) < BACKLOG:
+            self.backlog.append((kind, fields))
+        for job, vertex in self.listeners:
+            job.event(vertex, kind, **fields)
