@@ -5,22 +5,17 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
-
-from conftest import (  # noqa: F401 - the fixtures of the suite serve here too
+from fixtures import (  # noqa: F401
     Daemon,
     Result,
     busybox_tar,
     context,
     daemon,
-    free_port,
     make_daemon,
     registry,
 )
