@@ -14,7 +14,7 @@ import logging
 import os
 import time
 from pathlib import Path
-from typing import IO
+from typing import IO, Self
 
 from ..errors import BuildError, Corrupt, NoSpace, NotFound, TooLarge
 from ..model.digest import Digest
@@ -138,7 +138,7 @@ class Writer:
             self.fd = -1
         self._store.writers.discard(self)
 
-    def __enter__(self) -> Writer:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -92,7 +92,7 @@ class Builds:
         )
         return [_build(row) for row in rows]
 
-    def list(self, limit: int = 100, before: float = 0.0) -> list[Build]:
+    def recent(self, limit: int = 100, before: float = 0.0) -> list[Build]:
         """Newest first; ``before``: only those that started earlier (for paging), 0 = all."""
         rows = self._db.all(
             f"SELECT {_COLUMNS} FROM builds WHERE started < ? ORDER BY started DESC, id LIMIT ?",
@@ -102,7 +102,7 @@ class Builds:
 
     def latest(self) -> Build | None:
         """The build that started last."""
-        found = self.list(1)
+        found = self.recent(1)
         return found[0] if found else None
 
     def interrupted(self, now: float | None = None) -> list[str]:

@@ -13,7 +13,7 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 from ..errors import Conflict
 from .db import Database, Row
@@ -56,7 +56,7 @@ class Grip:
         if owner is not None:
             owner.released(self.hash)
 
-    def __enter__(self) -> Grip:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -182,7 +182,7 @@ class CacheMounts:
 
     def _mount(self, row: Row) -> CacheMount:
         path = self._state / "cache" / row[0] / "data"
-        return CacheMount(*row, in_use=self._users.get(row[0], 0), path=path)
+        return CacheMount(*(*row, self._users.get(row[0], 0), path))
 
 
 def measure(path: Path) -> int:

@@ -79,11 +79,9 @@ class Journal:
 
 def read(path: Path) -> Iterator[tuple[str, list[Any]]]:
     """The lines that can be read, in order; what can't is skipped."""
-    try:
-        file = open(path, "rb")
-    except FileNotFoundError:
+    if not path.exists():
         return
-    with file:
+    with path.open("rb") as file:
         while line := file.readline(MAX_LINE):
             with contextlib.suppress(msgspec.DecodeError, msgspec.ValidationError):
                 yield _decode(line)

@@ -137,9 +137,8 @@ class Layers:
     def with_blob(self, diff_id: Digest) -> Layer | None:
         """A layer with this diff id whose blob is in the store: no need to compress again."""
         row = self._db.one(
-            f"SELECT {_COLUMNS} FROM layers JOIN blobs USING (digest) WHERE diff_id = ? LIMIT 1".replace(
-                "size,", "layers.size,"
-            ),
+            f"SELECT {_COLUMNS} FROM layers WHERE diff_id = ?"
+            " AND EXISTS (SELECT 1 FROM blobs WHERE blobs.digest = layers.digest) LIMIT 1",
             (diff_id,),
         )
         return self._seen(row)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
-from typing import TypeVar
+from typing import Self, TypeVar
 
 from ..errors import NotFound
 from ..model.digest import Digest
@@ -92,7 +92,7 @@ class Lease:
         for layer in self._layers:
             _drop(self._held.layers, layer)
 
-    def __enter__(self) -> Lease:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 import zlib
 from collections.abc import Iterable
@@ -18,6 +19,8 @@ _COLUMNS = (
 )
 COMPRESS_FROM = 512
 """Preimages of more characters are stored deflated."""
+DIGESTS = re.compile(r"sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}")
+"""Whatever looks like a digest in a record's value keeps its blob."""
 MAX_EVICTIONS = 20_000
 """Rows of the evictions log; the oldest go first."""
 
@@ -67,12 +70,12 @@ class Records:
         if row is None:
             return None
         record = _record(row)
-        self._held.note(keys=(key,), layers=record.chain)
+        self._note(record)
         return record
 
     def put(self, record: Record) -> None:
         """Insert or replace.  The layers of its chain must be finished (a row always has what it names)."""
-        self._held.note(keys=(record.key,), layers=record.chain)
+        self._note(record)
         used = record.last_used or record.created
         hit("record.before-row")
         with self._db.transaction():
@@ -82,6 +85,10 @@ class Records:
                     "INSERT OR REPLACE INTO preimages VALUES (?, ?)", (record.key, _pack(record.preimage))
                 )
         hit("record.after-row")
+
+    def _note(self, record: Record) -> None:
+        blobs = DIGESTS.findall(record.value) if record.value else ()
+        self._held.note(keys=(record.key,), layers=record.chain, blobs=blobs)
 
     def _put_row(self, record: Record, used: float) -> None:
         row = self._db.one("SELECT id FROM records WHERE key = ?", (record.key,))

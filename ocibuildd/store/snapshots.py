@@ -1,9 +1,10 @@
 """Trees: unpacked layers, a cache of blobs.
 
 ``allocate`` gives an id and nothing else happens; a job makes ``<state>/trees/<id>`` (owned by the daemon's
-user, else it can't be renamed into the trash) and ``fs`` in it; ``commit`` writes the row.  Nobody waits for the disk: ``unsynced`` trees are synced in the background, and after a reboot
-(another boot id) those that were not are discarded and unpacked again from their blobs.  Trees are owned
-by subordinate ids, so that only nsd can delete them: ``trash`` renames, the caller's remover removes.
+user, else it can't be renamed into the trash) and ``fs`` in it; ``commit`` writes the
+row.  Nobody waits for the disk: ``unsynced`` trees are synced in the background, and after a reboot
+(another boot id) those that were not are discarded and unpacked again from their blobs.  What is in trees
+is owned by subordinate ids, so that only nsd can delete it: ``trash`` renames, the caller's remover removes.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ MAX_ROWS = 50_000
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """value: what was found (JSON; digests in it keep their blobs).  fetched: when; a time in the
+    """value: what was found (JSON; hints: they keep no blobs).  fetched: when; a time in the
     future (the clock went back) means now."""
 
     kind: str

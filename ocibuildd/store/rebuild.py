@@ -1,0 +1,161 @@
+"""A database from the journal, and where that is lost too, from the blobs themselves: manifests and
+configs say which layers an image has."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sqlite3
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from ..model.digest import Digest
+from ..model.oci import MANIFEST_TYPES, MEDIA_MANIFEST, Manifest, decode_config, decode_manifest
+from . import journal
+from .db import Database
+from .layers import pack_chain, unpack_chain
+from .schema import KEYS, MIGRATIONS
+
+log = logging.getLogger(__name__)
+
+MAX_MANIFEST = 4 << 20
+"""Larger blobs aren't manifests."""
+
+
+def live_rows(db: Database) -> Iterator[tuple[str, Sequence[Any]]]:
+    """All rows that the journal mirrors, for rewriting it."""
+    for table in KEYS:
+        for row in db.connection.execute(f"SELECT * FROM {table}"):
+            yield table, row
+
+
+def rebuild(state: Path, db: Database) -> int:
+    """Fill an empty database; gives the number of rows.  What the journal says is believed as far as the
+    files bear it out (names, sizes; content is verified when it is read)."""
+    rows = _replay(state / "journal.jsonl")
+    _prune(state, rows)
+    count = 0
+    with db.transaction():
+        for table, by_key in rows.items():
+            for row in by_key.values():
+                try:
+                    db.put(table, row)
+                    count += 1
+                except (sqlite3.Error, OverflowError) as error:
+                    log.warning("journal: a row of %s is unusable: %s", table, error)
+        top = max((int(row[0]) for row in rows["layers"].values()), default=0)
+        db.run("UPDATE sqlite_sequence SET seq = max(seq, ?) WHERE name = 'layers'", (top,))
+        if not rows["images"]:
+            count += _from_blobs(state, db)
+    return count
+
+
+def _replay(path: Path) -> dict[str, dict[Any, list[Any]]]:
+    """The rows that stand after all lines."""
+    rows: dict[str, dict[Any, list[Any]]] = {table: {} for table in KEYS}
+    width = _widths()
+    for what, row in journal.read(path):
+        table = what.removeprefix("-")
+        if table not in rows or not row:
+            continue
+        if what.startswith("-"):
+            rows[table].pop(row[0], None)
+        elif len(row) == width[table][0]:
+            rows[table][row[width[table][1]]] = row
+    return rows
+
+
+def _widths() -> dict[str, tuple[int, int]]:
+    """For each mirrored table: how many columns, and which one is its key."""
+    memory = sqlite3.connect(":memory:")
+    try:
+        for script in MIGRATIONS:
+            memory.executescript(script)
+        found = {}
+        for table, key in KEYS.items():
+            columns = [row[1] for row in memory.execute(f"PRAGMA table_info({table})")]
+            found[table] = (len(columns), columns.index(key))
+        return found
+    finally:
+        memory.close()
+
+
+def _prune(state: Path, rows: dict[str, dict[Any, list[Any]]]) -> None:
+    """Leave out what names things that aren't there."""
+    for digest in list(rows["blobs"]):
+        try:
+            path = state / "blobs" / Digest(digest).algorithm / Digest(digest).hex
+            whole = path.stat().st_size == rows["blobs"][digest][1]
+        except (OSError, ValueError):
+            whole = False
+        if not whole:
+            del rows["blobs"][digest]
+    for tree in list(rows["trees"]):
+        if not (state / "trees" / str(tree)).is_dir():
+            del rows["trees"][tree]
+    for layer in rows["layers"].values():
+        if layer[9] not in rows["trees"]:
+            layer[9] = ""
+    for table, column in (("records", 7), ("images", 4)):
+        for key, row in list(rows[table].items()):
+            if not all(layer in rows["layers"] for layer in unpack_chain(row[column])):
+                del rows[table][key]
+    for record in rows["records"].values():
+        record[0] = None
+    for name, row in list(rows["names"].items()):
+        if row[1] not in rows["images"]:
+            del rows["names"][name]
+
+
+def _from_blobs(state: Path, db: Database) -> int:
+    """Images from the manifests among the blobs; nameless, since names are nowhere else."""
+    count = 0
+    for entry in os.scandir(state / "blobs" / "sha256"):
+        if entry.stat(follow_symlinks=False).st_size > MAX_MANIFEST or len(entry.name) != 64:
+            continue
+        data = Path(entry.path).read_bytes()
+        if not data.startswith(b"{") or Digest.of(data).hex != entry.name:
+            continue
+        try:
+            manifest = decode_manifest(data)
+            if manifest.config is None or not manifest.layers:
+                continue
+            count += _image_from(state, db, Digest.of(data), manifest)
+        except (msgspec.ValidationError, msgspec.DecodeError, ValueError, OSError):
+            continue
+    return count
+
+
+def _image_from(state: Path, db: Database, digest: Digest, manifest: Manifest) -> int:
+    assert manifest.config is not None
+    data = (state / "blobs" / "sha256" / manifest.config.digest.hex).read_bytes()
+    if Digest.of(data) != manifest.config.digest:
+        return 0
+    config = decode_config(data)
+    diff_ids = config.rootfs.diff_ids
+    if len(diff_ids) != len(manifest.layers):
+        return 0
+    chain: list[int] = []
+    for diff_id, layer in zip(diff_ids, manifest.layers, strict=True):
+        row = db.one("SELECT id FROM layers WHERE diff_id = ? AND digest = ?", (diff_id, layer.digest))
+        if row is None:
+            db.run(
+                "INSERT INTO layers VALUES (NULL, ?, 0, ?, ?, ?, 0, ?, '', '', ?)",
+                (chain[-1] if chain else 0, str(diff_id), str(layer.digest), layer.size, layer.media_type,
+                 time.time()),
+            )
+            row = db.one("SELECT last_insert_rowid()")
+        assert row is not None
+        chain.append(int(row[0]))
+    media = manifest.media_type if manifest.media_type in MANIFEST_TYPES else MEDIA_MANIFEST
+    labels = msgspec.json.encode(config.config.labels).decode() if config.config.labels else ""
+    db.put(
+        "images",
+        (str(manifest.config.digest), str(digest), media, "image", pack_chain(chain), "", "", time.time(), 0,
+         str(config.platform), "", labels, "", time.time(), time.time()),
+    )
+    return 1

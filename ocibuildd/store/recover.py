@@ -1,0 +1,230 @@
+"""What happens at start: directories, the marker of an orderly end, the database (built again where it is
+damaged), and the sweep of what a crash left."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import shutil
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import BuildError, Corrupt
+from ..model.digest import Digest
+from .blobs import disk_error
+from .db import Database
+from .failpoints import hit
+from .journal import COMPACT_AT, Journal
+from .rebuild import live_rows, rebuild
+
+if TYPE_CHECKING:
+    from .store import Store
+
+log = logging.getLogger(__name__)
+
+MAX_REHASH = 1 << 30
+"""Bytes of blobs without a row that are hashed at start to adopt them; more are dropped."""
+
+
+@dataclass(slots=True)
+class Report:
+    """What a start found and mended."""
+
+    clean: bool = True
+    damage: list[str] = field(default_factory=list)
+    rebuilt_rows: int = 0
+    ingests: int = 0
+    adopted: list[str] = field(default_factory=list)
+    dropped_blobs: int = 0
+    missing_blobs: list[str] = field(default_factory=list)
+    untrusted_trees: list[str] = field(default_factory=list)
+    orphan_trees: int = 0
+    missing_trees: list[str] = field(default_factory=list)
+    interrupted: list[str] = field(default_factory=list)
+    trash: int = 0
+
+
+def make_directories(state: Path, names: Iterable[str]) -> None:
+    """The directories of a store, 0700.  Raises BuildError (read-only, not ours), NoSpace."""
+    try:
+        state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if state.stat().st_mode & 0o077:
+            state.chmod(0o700)
+        for name in names:
+            directory = state / name
+            if not directory.is_dir():
+                directory.parent.mkdir(mode=0o700, exist_ok=True)
+                directory.mkdir(mode=0o700, exist_ok=True)
+    except PermissionError as error:
+        raise BuildError(
+            f"state directory {state}: {error.strerror}",
+            hint="it must belong to the user who runs the daemon",
+        ) from error
+    except OSError as error:
+        raise disk_error(error, f"state directory {state}") from error
+
+
+def take_marker(state: Path) -> bool:
+    """Was the last end orderly (or is this the first start)?  Takes the marker away."""
+    try:
+        (state / "clean").unlink()
+    except FileNotFoundError:
+        return not (state / "store.db").exists()
+    except OSError as error:
+        raise disk_error(error, f"state directory {state}") from error
+    return True
+
+
+def put_marker(state: Path) -> None:
+    """An orderly end."""
+    fd = os.open(state / "clean", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    os.close(fd)
+
+
+def open_database(state: Path, *, clean: bool, schema: int) -> tuple[Database, Report]:
+    """The database with its journal; checked after a crash, and built again where it is damaged."""
+    report = Report(clean=clean)
+    path = state / "store.db"
+    try:
+        db = Database(path)
+        damage = [] if clean else db.damage()
+    except Corrupt as error:
+        damage = [error.message]
+    else:
+        if not damage:
+            _private(path)
+            db.journal = Journal(state / "journal.jsonl", schema)
+            _compact(db)
+            return db, report
+        db.close()
+    report.damage = damage
+    log.error("database %s is damaged (%s): building it again", path, "; ".join(damage[:3]))
+    stamp = int(time.time())
+    for suffix in ("", "-wal", "-shm"):
+        with contextlib.suppress(FileNotFoundError):
+            path.with_name(path.name + suffix).rename(state / "quarantine" / f"store.db{suffix}.{stamp}")
+    hit("recover.before-rebuild")
+    db = Database(path)
+    try:
+        _private(path)
+        report.rebuilt_rows = rebuild(state, db)
+        db.journal = Journal(state / "journal.jsonl", schema)
+        db.journal.rewrite(live_rows(db))
+    except BaseException:
+        db.close()
+        raise
+    return db, report
+
+
+def _private(path: Path) -> None:
+    """SQLite makes its files with the umask's mode; the log and index take the database's."""
+    for suffix in ("", "-wal", "-shm"):
+        with contextlib.suppress(FileNotFoundError):
+            path.with_name(path.name + suffix).chmod(0o600)
+
+
+def _compact(db: Database) -> None:
+    """Rewrite a journal that is mostly history; write one where there is none (an older store)."""
+    journal = db.journal
+    if journal is None:
+        return
+    row = db.one("SELECT (SELECT count(*) FROM records) + (SELECT count(*) FROM layers)"
+                 " + (SELECT count(*) FROM blobs) + (SELECT count(*) FROM images)")
+    rows = row[0] if row else 0
+    if (journal.size > COMPACT_AT and journal.size > 2_000 * rows) or (rows and journal.size < 64):
+        journal.rewrite(live_rows(db))
+
+
+def sweep(store: Store, report: Report, *, clean: bool) -> None:
+    """Take away what was on its way in or out; after a crash, compare files and rows."""
+    for entry in os.scandir(store.path / "ingest"):
+        os.unlink(entry.path)
+        report.ingests += 1
+    for tree in store.trees.untrusted():
+        _lose_tree(store, tree)
+        report.untrusted_trees.append(tree)
+    report.interrupted = store.builds.interrupted()
+    if not clean or report.damage:
+        _sweep_blobs(store, report)
+        _sweep_trees(store, report)
+        _sweep_directories(store)
+    report.trash = sum(1 for _ in os.scandir(store.path / "trash"))
+    if not clean:
+        log.info("recovered from a crash: %s", report)
+
+
+def _lose_tree(store: Store, tree: str) -> None:
+    """A tree that can't be trusted: the layers keep their blobs and are unpacked again when needed."""
+    hit("recover.before-tree")
+    with store.transaction():
+        store.trees.forget(tree)
+    store.trees.trash(tree)
+
+
+def _sweep_blobs(store: Store, report: Report) -> None:
+    files: set[str] = set()
+    budget = MAX_REHASH
+    for algorithm in ("sha256", "sha512"):
+        for entry in os.scandir(store.path / "blobs" / algorithm):
+            try:
+                digest = Digest(f"{algorithm}:{entry.name}")
+            except ValueError:
+                os.unlink(entry.path)
+                continue
+            size = entry.stat(follow_symlinks=False).st_size
+            files.add(digest)
+            known = store.db.one("SELECT size FROM blobs WHERE digest = ?", (digest,))
+            if known is not None and known[0] == size:
+                continue
+            if known is not None:
+                store.blobs.quarantine(digest, f"{size:,} bytes, expected {known[0]:,}")
+                files.discard(digest)
+                continue
+            budget -= size
+            if budget >= 0 and not store.blobs.verify(digest):
+                hit("recover.before-adopt")
+                store.blobs.add_row(digest, size)
+                report.adopted.append(digest)
+            else:
+                os.unlink(entry.path)
+                files.discard(digest)
+                report.dropped_blobs += 1
+    after = ""
+    while page := store.blobs.all_digests(after):
+        after = page[-1][0]
+        for digest, _ in page:
+            if digest not in files:
+                store.blobs.forget(digest)
+                report.missing_blobs.append(digest)
+
+
+def _sweep_trees(store: Store, report: Report) -> None:
+    rows = {row[0] for row in store.db.all("SELECT id FROM trees")}
+    found = set(os.listdir(store.path / "trees"))
+    for tree in found - rows:
+        store.trees.trash(tree)
+        report.orphan_trees += 1
+    for tree in rows - found:
+        store.trees.forget(tree)
+        report.missing_trees.append(tree)
+    # A layer may name a tree whose row was never written (the commit after it did not happen).
+    store.db.run("UPDATE layers SET tree = '' WHERE tree != '' AND tree NOT IN (SELECT id FROM trees)")
+
+
+def _sweep_directories(store: Store) -> None:
+    mounts = {row[0] for row in store.db.all("SELECT hash FROM cache_mounts")}
+    for name in set(os.listdir(store.path / "cache")) - mounts:
+        store.cache_mounts.trash(name)
+    builds = {row[0] for row in store.db.all("SELECT id FROM builds")}
+    for name in set(os.listdir(store.path / "builds")) - builds:
+        shutil.rmtree(store.path / "builds" / name, ignore_errors=True)
+
+
+def is_full(error: BaseException) -> bool:
+    """Is it for want of room?"""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
