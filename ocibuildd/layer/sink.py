@@ -1,0 +1,280 @@
+"""Where a layer's tar goes: hashed, compressed, hashed again and written, in one pass over several threads.
+
+The caller's thread gathers entries into segments; one thread hashes the tar (and the content), some compress segments,
+one hashes and writes the result in order.  hashlib, isal and zlib release the GIL.  A layer of one segment starts no thread.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import queue
+import sys
+import threading
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from isal import isal_zlib
+
+from ..ports import Output, Packed
+from . import compress, tar
+
+SEGMENT_MIN: Final = 256 << 10
+"""A segment ends at an entry once it has so many bytes and the entry's name says so (see ``_ends_at``)."""
+SEGMENT_MAX: Final = 1 << 20
+"""A segment has no more bytes than this and one small entry; big files are cut at multiples of it."""
+IN_FLIGHT: Final = 12
+"""Segments between the caller and the file: bounds the memory to about 2 × 12 MiB."""
+THREADS: Final = 4
+"""Compressing threads, at most."""
+
+
+@dataclass(slots=True)
+class Segment:
+    """One stretch of the tar on its way: ``ready`` is set when ``packed`` holds its compressed bytes."""
+
+    data: bytes
+    identity: bytes
+    packed: bytes = b""
+    key: bytes = b""
+    ready: threading.Event = field(default_factory=threading.Event)
+
+
+class Reuse:
+    """Compressed segments of an earlier layer, by digest of their tar bytes: what didn't change is copied.
+
+    ``index``: {16-byte key: (offset, size, crc32 of the compressed bytes)}; ``blob_fd``: that layer, None for none.
+    After a run, ``made`` is the index of the layer just written."""
+
+    def __init__(self, index: dict[bytes, tuple[int, int, int]] | None = None, blob_fd: int | None = None):
+        self.index = index or {}
+        self.blob_fd = blob_fd
+        self.made: dict[bytes, tuple[int, int, int]] = {}
+        self.kept = 0
+
+    def find(self, key: bytes) -> bytes | None:
+        """The compressed bytes of a segment; None where it isn't known, or was damaged since."""
+        place = self.index.get(key)
+        if place is None or self.blob_fd is None:
+            return None
+        data = os.pread(self.blob_fd, place[1], place[0])
+        return data if len(data) == place[1] and isal_zlib.crc32(data) == place[2] else None
+
+
+class LayerSink:
+    """Writes one layer to ``fd`` (from its present offset; it may be a pipe).
+
+    ``add`` entries, ``begin``/``data``/``end`` big ones, then ``close``.  After an error, ``abort``."""
+
+    def __init__(self, fd: int, output: Output, *, threads: int = 0, reuse: Reuse | None = None, content: bool = True):
+        self._fd = fd
+        self._output = output
+        self._codec = compress.codec(output["compression"], output["level"])
+        self._threads = threads or min(THREADS, os.cpu_count() or 1)
+        self._reuse = reuse
+        self._content = hashlib.sha256() if content else None
+        self._tar = hashlib.sha256()
+        self._blob = hashlib.sha256()
+        self._crc = 0
+        self._parts: list[bytes] = []
+        self._identity: list[bytes] = []
+        self._size = 0
+        self._total = 0
+        self._written = 0
+        self._entries = 0
+        self._started: list[threading.Thread] = []
+        self._free = threading.Semaphore(IN_FLIGHT)
+        self._queues: list[queue.SimpleQueue[Segment | None]] = []
+        self._failed: BaseException | None = None
+
+    # --- the caller's thread
+
+    def add(self, header: bytes, identity: bytes, data: bytes = b"") -> None:
+        """One whole entry of at most ``SEGMENT_MAX`` bytes of data.  ``identity`` is what the content digest has of it
+        (all but its times)."""
+        if self._size >= SEGMENT_MIN and (self._size >= SEGMENT_MAX or _ends_at(identity)):
+            self._flush()
+        self._entries += 1
+        parts = self._parts
+        parts.append(header)
+        self._identity.append(identity)
+        self._size += len(header)
+        if data:
+            size = len(data)
+            parts.append(data)
+            self._identity.append(data)
+            pad = -size % 512
+            if pad:
+                parts.append(bytes(pad))
+            self._size += size + pad
+
+    def begin(self, header: bytes, identity: bytes) -> None:
+        """A big entry; its ``data`` follows in pieces, all but the last of them of ``SEGMENT_MAX`` bytes."""
+        self.add(header, identity)
+        self._flush()
+
+    def data(self, data: bytes) -> None:
+        self._parts.append(data)
+        self._identity.append(data)
+        self._size += len(data)
+        if self._size >= SEGMENT_MAX:
+            self._flush()
+
+    def end(self, size: int) -> None:
+        """The end of a big entry of ``size`` bytes."""
+        pad = -size % 512
+        if pad:
+            self._parts.append(bytes(pad))
+            self._size += pad
+        self._flush()
+
+    def close(self, *, keep_empty: bool = False) -> Packed:
+        """Finish.  Raises what a thread failed with (OSError of the write, say).
+
+        Without entries nothing is written and the result is ``empty``, unless ``keep_empty``."""
+        if not self._entries and not keep_empty:
+            return Packed(empty=True, digest="", size=0, diff_id="", tar_size=0, content="", entries=0)
+        self._parts.append(tar.END)
+        self._size += len(tar.END)
+        if self._started:
+            self._flush()
+            for pipe in self._queues:
+                pipe.put(None)
+            self._join()
+        else:
+            segment = self._take()
+            self._begin_output()
+            self._hash(segment)
+            self._compress(segment, self._codec)
+            self._store(segment)
+        self._write(compress.epilogue(self._output["compression"], self._crc, self._total))
+        return Packed(
+            empty=False, digest="sha256:" + self._blob.hexdigest(), size=self._written,
+            diff_id="sha256:" + self._tar.hexdigest(), tar_size=self._total,
+            content="sha256:" + self._content.hexdigest() if self._content else "", entries=self._entries,
+        )
+
+    def abort(self) -> None:
+        """Stop the threads; what was written is no layer."""
+        self._failed = self._failed or RuntimeError("aborted")
+        for pipe in self._queues:
+            pipe.put(None)
+        for thread in self._started:
+            thread.join()
+
+    def _take(self) -> Segment:
+        data = b"".join(self._parts)
+        identity = b"".join(self._identity) if self._content else b""
+        self._parts, self._identity, self._size = [], [], 0
+        self._total += len(data)
+        return Segment(data, identity)
+
+    def _flush(self) -> None:
+        if not self._size:
+            return
+        if not self._started:
+            self._start()
+        self._free.acquire()
+        if self._failed is not None:
+            raise self._failed
+        segment = self._take()
+        for pipe in self._queues[:3]:
+            pipe.put(segment)
+
+    def _join(self) -> None:
+        for thread in self._started:
+            thread.join()
+        if self._failed is not None:
+            raise self._failed
+
+    # --- the other threads
+
+    def _start(self) -> None:
+        sys.setswitchinterval(0.0005)  # a compressing thread must not wait 5 ms for the GIL after each segment
+        hashes, work, store = (queue.SimpleQueue[Segment | None]() for _ in range(3))
+        self._queues = [hashes, work, store] + [work] * (self._threads - 1)
+        self._begin_output()
+        targets: list[Callable[[], None]] = [lambda: self._loop(hashes, self._hash), lambda: self._loop(store, self._store)]
+        for _ in range(self._threads):
+            targets.append(lambda: self._compress_loop(work))
+        for target in targets:
+            thread = threading.Thread(target=target, daemon=True)
+            self._started.append(thread)
+            thread.start()
+
+    def _loop(self, pipe: queue.SimpleQueue[Segment | None], action: Callable[[Segment], None]) -> None:
+        while (segment := pipe.get()) is not None:
+            try:
+                if self._failed is None:
+                    action(segment)
+            except BaseException as error:  # noqa: BLE001 - it is raised again in the caller's thread
+                self._failed = self._failed or error
+            if action == self._store:
+                self._free.release()
+
+    def _compress_loop(self, pipe: queue.SimpleQueue[Segment | None]) -> None:
+        codec = compress.codec(self._output["compression"], self._output["level"])
+        while (segment := pipe.get()) is not None:
+            try:
+                if self._failed is None:
+                    self._compress(segment, codec)
+            except BaseException as error:  # noqa: BLE001 - it is raised again in the caller's thread
+                self._failed = self._failed or error
+            segment.ready.set()
+
+    def _hash(self, segment: Segment) -> None:
+        self._tar.update(segment.data)
+        if self._output["compression"] == "gzip":
+            self._crc = isal_zlib.crc32(segment.data, self._crc)
+        if self._content is not None:
+            self._content.update(segment.identity)
+
+    def _compress(self, segment: Segment, codec: compress.Codec) -> None:
+        if self._reuse is None:
+            segment.packed = codec.segment(segment.data)
+        else:
+            key = hashlib.sha256(segment.data).digest()[:16]
+            kept = self._reuse.find(key)
+            segment.packed = codec.segment(segment.data) if kept is None else kept
+            self._reuse.kept += kept is not None
+            segment.key = key
+        segment.ready.set()
+
+    def _store(self, segment: Segment) -> None:
+        segment.ready.wait()
+        if self._failed is not None:
+            return
+        if self._reuse is not None:
+            self._reuse.made[segment.key] = (
+                self._written, len(segment.packed), isal_zlib.crc32(segment.packed),
+            )
+        self._write(segment.packed)
+
+    def _begin_output(self) -> None:
+        self._write(compress.prologue(self._output["compression"]))
+
+    def _write(self, data: bytes) -> None:
+        self._blob.update(data)
+        view = memoryview(data)
+        while view:
+            count = os.write(self._fd, view)
+            self._written += count
+            view = view[count:]
+
+
+def identity(
+    name: bytes, kind: bytes, mode: int, uid: int, gid: int, size: int, link: bytes, xattrs: Mapping[bytes, bytes] | None,
+) -> bytes:
+    """What the content digest has of an entry: all but its times; unambiguous when ``size`` bytes of data follow."""
+    more = b""
+    if xattrs:
+        more = b"".join(b"%d %d %b%b" % (len(key), len(xattrs[key]), key, xattrs[key]) for key in sorted(xattrs))
+    return b"%b\0%b%o %d %d %d %d %d\0%b%b" % (name, kind, mode, uid, gid, size, len(link), len(more), link, more)
+
+
+def _ends_at(identity: bytes) -> bool:
+    """Whether an entry begins a segment: decided by its name, so that after an inserted, changed or removed file the
+    segments fall into step with the earlier ones again."""
+    return zlib.crc32(identity.partition(b"\0")[0]) & 3 == 0

@@ -1,0 +1,448 @@
+"""Tar headers, read and written (POSIX.1-2017 pax, "ustar Interchange Format" and "pax Interchange Format";
+GNU tar manual, "Basic Tar Format" and "Storing Sparse Files").  Pure: bytes in, bytes out.
+
+Written: ustar, with a pax header only where ustar can't say it (names over 100 bytes that don't split, sizes over
+8 GiB, ids over 2,097,151, times with a fraction or out of range, xattrs as ``SCHILY.xattr.``).  Read: all that GNU tar,
+libarchive, Go and Python write: v7, ustar, GNU (long names, base-256 numbers, sparse 0.0 to 1.0 and old), pax.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Protocol
+
+from ..errors import InvalidArgument, TooLarge
+
+BLOCK = 512
+MAX_EXTENSION = 1 << 20
+"""Bytes of one pax header or GNU long name."""
+MAX_NAME = 4096
+"""Bytes of a name or link target (PATH_MAX)."""
+MAX_SPARSE = 1 << 16
+"""Parts of one sparse file."""
+MAX_HEADERS = 64
+"""Extension headers in front of one entry."""
+
+REGULAR, LINK, SYMLINK, CHAR, BLOCK_DEVICE, DIRECTORY, FIFO = b"0", b"1", b"2", b"3", b"4", b"5", b"6"
+END = bytes(2 * BLOCK)
+XATTR = b"SCHILY.xattr."
+
+_MAX_OCTAL8 = 0o7777777
+_MAX_OCTAL12 = 0o77777777777
+_TAIL = b"ustar\x0000" + bytes(64) + b"0000000\0" * 2
+_PREFIX = bytes(155 + 12)
+_NO_DATA = frozenset(b"123456")
+_GIGA = 1_000_000_000
+
+
+class Entry:
+    """One member.  ``size``: bytes of data in the archive; ``real``: of the file (they differ when sparse).
+
+    ``sparse`` holds [(offset, length), …] of what the data fills, None for a plain file.  ``mode`` has the
+    twelve permission bits.  ``xattrs``: names without their prefix."""
+
+    __slots__ = ("dev", "gid", "link", "mode", "mtime_ns", "name", "real", "size", "sparse", "type", "uid", "xattrs")
+
+    def __init__(
+        self, name: bytes, type: bytes = REGULAR, *, mode: int = 0o644, uid: int = 0, gid: int = 0, size: int = 0,  # noqa: A002
+        mtime_ns: int = 0, link: bytes = b"", xattrs: Mapping[bytes, bytes] | None = None, dev: tuple[int, int] = (0, 0),
+    ):
+        self.name = name
+        self.type = type
+        self.mode = mode
+        self.uid = uid
+        self.gid = gid
+        self.size = size
+        self.real = size
+        self.mtime_ns = mtime_ns
+        self.link = link
+        self.xattrs: Mapping[bytes, bytes] = xattrs or {}
+        self.dev = dev
+        self.sparse: list[tuple[int, int]] | None = None
+
+    def __repr__(self) -> str:
+        return f"Entry({self.name!r}, {self.type!r}, mode={self.mode:o}, size={self.size})"
+
+
+# --- writing -----------------------------------------------------------------------------------------
+
+
+def _ustar(
+    name: bytes, kind: bytes, mode: int, uid: int, gid: int, size: int, seconds: int, link: bytes = b"",
+    tail: bytes = _TAIL, prefix: bytes = _PREFIX,
+) -> bytes:
+    """A 512-byte header of fields that all fit."""
+    head = b"%b%07o\0%07o\0%07o\0%011o\0%011o\0" % (name.ljust(100, b"\0"), mode, uid, gid, size, seconds)
+    rest = b"%b%b%b%b" % (kind, link.ljust(100, b"\0"), tail, prefix)
+    return b"%b%06o\0 %b" % (head, sum(head) + sum(rest) + 256, rest)  # 256: the checksum field as eight spaces
+
+
+def _pax_record(key: bytes, value: bytes) -> bytes:
+    """``<length> <key>=<value>\\n``, where the length counts its own digits."""
+    body = len(key) + len(value) + 3
+    length = body + len(str(body))
+    if len(str(length)) != len(str(body)):
+        length = body + len(str(length))
+    return b"%d %b=%b\n" % (length, key, value)
+
+
+_MTIME_HEADER = _ustar(b"PaxHeaders.0", b"x", 0o644, 0, 0, 30, 0)
+_MTIME_PAD = bytes(BLOCK - 30)
+
+
+def header(
+    name: bytes, kind: bytes, mode: int, uid: int, gid: int, size: int, mtime_ns: int, link: bytes = b"",
+    xattrs: Mapping[bytes, bytes] | None = None,
+) -> bytes:
+    """The header blocks of one member (a directory's name ends in "/").
+
+    The common case (short names, times of this century) is made by hand: about 5 µs."""
+    seconds, fraction = divmod(mtime_ns, _GIGA)
+    if (
+        len(name) <= 100 and len(link) <= 100 and not xattrs and 0 <= seconds <= _MAX_OCTAL12
+        and size <= _MAX_OCTAL12 and uid <= _MAX_OCTAL8 and gid <= _MAX_OCTAL8
+    ):
+        block = _ustar(name, kind, mode, uid, gid, size, seconds, link)
+        if not fraction:
+            return block
+        if _GIGA <= seconds < 10 * _GIGA:  # ten digits: the record is 30 bytes long, its header a constant
+            return b"%b30 mtime=%d.%09d\n%b%b" % (_MTIME_HEADER, seconds, fraction, _MTIME_PAD, block)
+    return _extended(name, kind, mode, uid, gid, size, mtime_ns, link, xattrs or {})
+
+
+def _extended(
+    name: bytes, kind: bytes, mode: int, uid: int, gid: int, size: int, mtime_ns: int, link: bytes,
+    xattrs: Mapping[bytes, bytes],
+) -> bytes:
+    """Header blocks with a pax header in front."""
+    records: dict[bytes, bytes] = {}
+    prefix = _PREFIX
+    if len(name) > 100:
+        split = _split(name)
+        if split is None:
+            records[b"path"], name = name, name[:100]
+        else:
+            prefix, name = split[0].ljust(155, b"\0") + bytes(12), split[1]
+    if len(link) > 100:
+        records[b"linkpath"], link = link, link[:100]
+    if not _utf8(*records.values()):
+        records = {b"hdrcharset": b"BINARY", **records}
+    seconds, fraction = divmod(mtime_ns, _GIGA)
+    if fraction or not 0 <= seconds <= _MAX_OCTAL12:
+        records[b"mtime"] = _decimal(mtime_ns)
+        seconds = min(max(seconds, 0), _MAX_OCTAL12)
+    if size > _MAX_OCTAL12:
+        records[b"size"], size = b"%d" % size, 0
+    if uid > _MAX_OCTAL8:
+        records[b"uid"], uid = b"%d" % uid, 0
+    if gid > _MAX_OCTAL8:
+        records[b"gid"], gid = b"%d" % gid, 0
+    for key in sorted(xattrs):
+        records[XATTR + key] = xattrs[key]
+    block = _ustar(name, kind, mode, uid, gid, size, seconds, link, prefix=prefix)
+    if not records:
+        return block
+    data = b"".join(_pax_record(key, value) for key, value in records.items())
+    return b"%b%b%b%b" % (_ustar(b"PaxHeaders.0", b"x", 0o644, 0, 0, len(data), 0), data, bytes(-len(data) % BLOCK), block)
+
+
+def _split(name: bytes) -> tuple[bytes, bytes] | None:
+    """(prefix, name) for ustar, or None where no "/" splits it well."""
+    if len(name) > 256:
+        return None
+    at = name.find(b"/", len(name) - 101, len(name) - 1)
+    return (name[:at], name[at + 1:]) if 0 < at <= 155 else None
+
+
+def _utf8(*values: bytes) -> bool:
+    try:
+        for value in values:
+            value.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _decimal(mtime_ns: int) -> bytes:
+    """Nanoseconds as the decimal seconds of a pax time record."""
+    seconds, fraction = divmod(abs(mtime_ns), _GIGA)
+    sign = b"-" if mtime_ns < 0 else b""
+    return b"%b%d.%09d" % (sign, seconds, fraction) if fraction else b"%b%d" % (sign, seconds)
+
+
+def padding(size: int) -> bytes:
+    """What fills up the last block of ``size`` bytes of data."""
+    return bytes(-size % BLOCK)
+
+
+# --- reading -----------------------------------------------------------------------------------------
+
+
+class Source(Protocol):
+    """Where archive bytes come from."""
+
+    def read(self, size: int) -> bytes:
+        """Exactly ``size`` bytes, or fewer at the end."""
+        ...
+
+
+def entries(source: Source, *, max_entries: int = 0, max_name: int = MAX_NAME) -> Iterator[Entry]:
+    """The members of an archive, in order.
+
+    The consumer must read exactly ``entry.size`` bytes of data and the padding to 512 from ``source`` before it
+    asks for the next one.  Raises InvalidArgument for what isn't a tar, TooLarge when a limit is passed."""
+    count = 0
+    while True:
+        entry = _next(source, max_name)
+        if entry is None:
+            return
+        count += 1
+        if max_entries and count > max_entries:
+            raise TooLarge(f"tar: more than {max_entries} entries")
+        yield entry
+
+
+def _next(source: Source, max_name: int) -> Entry | None:
+    pax: dict[bytes, bytes] = {}
+    parts: list[tuple[int, int]] = []
+    long_name = long_link = b""
+    for _ in range(MAX_HEADERS):
+        block = source.read(BLOCK)
+        if not block or block == END[:BLOCK]:
+            _check_end(source, block, bool(pax or long_name or long_link))
+            return None
+        if len(block) != BLOCK:
+            raise InvalidArgument(f"tar: {len(block)} bytes where a header of {BLOCK} was expected: the archive is cut off")
+        kind = block[156:157]
+        if kind in b"xXgLKV" and kind != b"":
+            data = _extension(source, block)
+            if kind in b"xX":
+                _pax(data, pax, parts)
+            elif kind == b"L":
+                long_name = data.rstrip(b"\0")
+            elif kind == b"K":
+                long_link = data.rstrip(b"\0")
+            continue  # g: defaults that no layer writer relies on, as containerd ignores them; V: a label
+        return _entry(source, block, pax, parts, long_name, long_link, max_name)
+    raise TooLarge(f"tar: more than {MAX_HEADERS} extension headers before one entry")
+
+
+def _check_end(source: Source, block: bytes, pending: bool) -> None:
+    if pending:
+        raise InvalidArgument("tar: the archive ends after an extension header")
+    if block:
+        second = source.read(BLOCK)
+        if second and second.strip(b"\0"):
+            raise InvalidArgument("tar: a lone zero block in the middle of the archive")
+
+
+def _extension(source: Source, block: bytes) -> bytes:
+    _checksum(block)
+    size = _number(block[124:136])
+    if not 0 <= size <= MAX_EXTENSION:
+        raise TooLarge(f"tar: an extension header of {size} bytes, at most {MAX_EXTENSION} are taken")
+    data = source.read(size + -size % BLOCK)
+    if len(data) < size:
+        raise InvalidArgument("tar: an extension header is cut off")
+    return data[:size]
+
+
+def _pax(data: bytes, records: dict[bytes, bytes], parts: list[tuple[int, int]]) -> None:
+    """Parse pax records into ``records``, GNU 0.0 sparse pairs into ``parts``."""
+    at = 0
+    offset = 0
+    while at < len(data):
+        space = data.find(b" ", at, at + 8)
+        digits = data[at:space]
+        if space < 0 or not digits.isdigit():
+            if not data[at:].strip(b"\0"):
+                return
+            raise InvalidArgument("tar: a pax record without a length")
+        end = at + int(digits)
+        key, equals, value = data[space + 1:end - 1].partition(b"=")
+        if end > len(data) or data[end - 1:end] != b"\n" or not equals or not key:
+            raise InvalidArgument("tar: a malformed pax record")
+        at = end
+        if key == b"GNU.sparse.offset":
+            offset = _decimal_int(value)
+        elif key == b"GNU.sparse.numbytes":
+            parts.append((offset, _decimal_int(value)))
+            if len(parts) > MAX_SPARSE:
+                raise TooLarge(f"tar: a sparse file of more than {MAX_SPARSE} parts")
+        else:
+            records[key] = value
+
+
+def _decimal_int(value: bytes) -> int:
+    if not value.isdigit() or len(value) > 19:
+        raise InvalidArgument(f"tar: {value[:32]!r} where a number was expected")
+    return int(value)
+
+
+def _number(field: bytes) -> int:
+    """Octal text, or GNU base-256 (the first bit set; two's complement)."""
+    if field[0] & 0x80:
+        value = int.from_bytes(field, "big") & ((1 << (8 * len(field) - 1)) - 1)
+        if field[0] & 0x40:
+            value -= 1 << (8 * len(field) - 1)
+        return value
+    text = field.strip(b" \0")
+    text = text.partition(b"\0")[0]
+    if not text:
+        return 0
+    try:
+        if text.isdigit():
+            return int(text, 8)
+    except ValueError:
+        pass
+    raise InvalidArgument(f"tar: {field!r} where an octal number was expected")
+
+
+def _checksum(block: bytes) -> None:
+    wanted = _number(block[148:156])
+    unsigned = sum(block) - sum(block[148:156]) + 256
+    if unsigned != wanted:
+        signed = unsigned - 256 * sum(1 for byte in block[:148] + block[156:] if byte > 127)
+        if signed != wanted:  # old Sun tars summed signed characters
+            raise InvalidArgument("tar: a header's checksum is wrong (not a tar, or a damaged one)")
+
+
+def _entry(
+    source: Source, block: bytes, pax: dict[bytes, bytes], parts: list[tuple[int, int]],
+    long_name: bytes, long_link: bytes, max_name: int,
+) -> Entry:
+    _checksum(block)
+    kind = block[156:157]
+    name = block[:100].partition(b"\0")[0]
+    if block[257:263] == b"ustar\0" and block[345]:
+        name = block[345:500].partition(b"\0")[0] + b"/" + name
+    name = pax.get(b"path", long_name or name)
+    entry = Entry(
+        name, kind, mode=_number(block[100:108]) & 0o7777, uid=_number(block[108:116]), gid=_number(block[116:124]),
+        size=_number(block[124:136]), link=pax.get(b"linkpath", long_link or block[157:257].partition(b"\0")[0]),
+        mtime_ns=_number(block[136:148]) * _GIGA,
+    )
+    if kind in (b"\0", b"7"):
+        entry.type = kind = REGULAR
+    if kind in b"34":
+        entry.dev = (_number(block[329:337]), _number(block[337:345]))
+    if pax:
+        _override(entry, pax)
+    if entry.type[0] in _NO_DATA:
+        entry.size = 0
+    entry.real = entry.size
+    if kind == b"S" or parts or b"GNU.sparse.map" in pax or b"GNU.sparse.major" in pax:
+        _sparse(source, entry, block, pax, parts)
+    _sane(entry, max_name)
+    if entry.type == REGULAR and entry.name.endswith(b"/"):
+        entry.type = DIRECTORY  # v7 wrote directories so
+    return entry
+
+
+def _override(entry: Entry, pax: dict[bytes, bytes]) -> None:
+    """What pax records say wins over the header."""
+    xattrs = {}
+    for key, value in pax.items():
+        if key == b"mtime":
+            entry.mtime_ns = parse_time(value)
+        elif key == b"size":
+            entry.size = _decimal_int(value)
+        elif key == b"uid":
+            entry.uid = _decimal_int(value)
+        elif key == b"gid":
+            entry.gid = _decimal_int(value)
+        elif key.startswith(XATTR):
+            xattrs[key[len(XATTR):]] = value
+    entry.xattrs = xattrs
+
+
+def parse_time(value: bytes) -> int:
+    """A pax time ("1700000000.123456789", perhaps negative) as whole nanoseconds, exactly."""
+    whole, _, fraction = value.partition(b".")
+    digits = whole.removeprefix(b"-")
+    if not digits.isdigit() or len(digits) > 15 or (fraction and not fraction.isdigit()):
+        raise InvalidArgument(f"tar: {value[:64]!r} where a time was expected")
+    nanoseconds = int(digits) * _GIGA + int(fraction[:9].ljust(9, b"0"))
+    return -nanoseconds if whole.startswith(b"-") else nanoseconds
+
+
+def _sparse(source: Source, entry: Entry, block: bytes, pax: dict[bytes, bytes], parts: list[tuple[int, int]]) -> None:
+    """Fill ``entry.sparse`` and ``entry.real`` (GNU tar manual, "Storing Sparse Files")."""
+    if block[156:157] == b"S":
+        entry.type = REGULAR
+        entry.real = _number(block[483:495])
+        parts = _old_map(source, block)
+    elif pax.get(b"GNU.sparse.major") == b"1":
+        entry.real = _decimal_int(pax.get(b"GNU.sparse.realsize", b"0"))
+        parts = _map_in_data(source, entry)
+    else:
+        entry.real = _decimal_int(pax.get(b"GNU.sparse.size", pax.get(b"GNU.sparse.realsize", b"0")))
+        text = pax.get(b"GNU.sparse.map")
+        if text is not None:
+            if text.count(b",") > 2 * MAX_SPARSE:
+                raise TooLarge(f"tar: a sparse file of more than {MAX_SPARSE} parts")
+            numbers = [_decimal_int(number) for number in text.split(b",")] if text else []
+            parts = list(zip(numbers[::2], numbers[1::2], strict=len(numbers) % 2 == 0))
+    entry.name = pax.get(b"GNU.sparse.name", entry.name)
+    end = stored = 0
+    for offset, length in parts:
+        if offset < end or length < 0:
+            raise InvalidArgument(f"tar: {entry.name!r}: its sparse parts overlap or go backwards")
+        end = offset + length
+        stored += length
+    if end > entry.real or stored != entry.size:
+        raise InvalidArgument(f"tar: {entry.name!r}: its sparse parts don't fit its size")
+    entry.sparse = [part for part in parts if part[1]]
+
+
+def _old_map(source: Source, block: bytes) -> list[tuple[int, int]]:
+    parts: list[tuple[int, int]] = []
+    at, count, more = 386, 4, block[482]
+    while True:
+        for index in range(count):
+            field = block[at + 24 * index:at + 24 * index + 24]
+            if not field[0]:
+                break
+            parts.append((_number(field[:12]), _number(field[12:])))
+        if not more:
+            return parts
+        if len(parts) > MAX_SPARSE:
+            raise TooLarge(f"tar: a sparse file of more than {MAX_SPARSE} parts")
+        block = source.read(BLOCK)
+        if len(block) != BLOCK:
+            raise InvalidArgument("tar: a sparse map is cut off")
+        at, count, more = 0, 21, block[504]
+
+
+def _map_in_data(source: Source, entry: Entry) -> list[tuple[int, int]]:
+    """Sparse format 1.0: decimal lines in front of the data, padded to a block."""
+    numbers: list[int] = []
+    wanted = 1
+    rest = b""
+    while len(numbers) < wanted:
+        block = source.read(BLOCK)
+        if len(block) != BLOCK or entry.size < BLOCK:
+            raise InvalidArgument("tar: a sparse map is cut off")
+        entry.size -= BLOCK
+        *lines, rest = (rest + block).split(b"\n")
+        if len(rest) > BLOCK:
+            raise InvalidArgument("tar: a malformed sparse map")
+        for line in lines:
+            if len(numbers) < wanted:
+                numbers.append(_decimal_int(line))
+                if len(numbers) == 1:
+                    wanted += 2 * numbers[0]
+                    if numbers[0] > MAX_SPARSE:
+                        raise TooLarge(f"tar: a sparse file of more than {MAX_SPARSE} parts")
+    return list(zip(numbers[1::2], numbers[2::2], strict=True))
+
+
+def _sane(entry: Entry, max_name: int) -> None:
+    if entry.size < 0 or entry.real < 0 or entry.uid < 0 or entry.gid < 0:
+        raise InvalidArgument(f"tar: {entry.name[:100]!r}: a negative size or id")
+    if len(entry.name) > max_name or len(entry.link) > max_name:
+        raise TooLarge(f"tar: {entry.name[:100]!r}…: a name of {max(len(entry.name), len(entry.link))} bytes, at most {max_name}")
+    if b"\0" in entry.name or b"\0" in entry.link:
+        raise InvalidArgument(f"tar: {entry.name[:100]!r}: a NUL in a name")
+    if entry.type[0] not in b"0123456":
+        raise InvalidArgument(f"tar: {entry.name[:100]!r}: a member of unknown type {entry.type!r}")
