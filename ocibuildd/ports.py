@@ -34,7 +34,7 @@ shift is 1 in the normal (shifted) mode; ``Capabilities.shift`` says so.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NotRequired, Protocol, TypedDict
@@ -373,9 +373,17 @@ class Registry(Protocol):
     """The registry client (``registry.client``).  References are ``model.reference.Reference``."""
 
     async def resolve(self, reference: Any, *, auth: Any = None) -> Fetched: ...
+    async def head(self, reference: Any, *, auth: Any = None) -> Any: ...
     def blob(
-        self, reference: Any, descriptor: Any, *, offset: int = 0, auth: Any = None
-    ) -> AsyncIterator[bytes]: ...
+        self,
+        reference: Any,
+        descriptor: Any,
+        *,
+        offset: int = 0,
+        auth: Any = None,
+        verify: bool = True,
+        mirrors: bool = True,
+    ) -> AsyncGenerator[bytes, None]: ...
     async def push_blob(
         self,
         reference: Any,

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -177,7 +177,8 @@ class RegistryClient:
         offset: int = 0,
         auth: Auths | None = None,
         verify: bool = True,
-    ) -> AsyncIterator[bytes]:
+        mirrors: bool = True,
+    ) -> AsyncGenerator[bytes, None]:
         """The bytes of a blob from ``offset``, resumed where connections break, never more than its size.
 
         The size always holds; with ``verify`` (and offset 0) so does the digest, else it is the caller's
@@ -185,7 +186,7 @@ class RegistryClient:
         """
         hasher = hashlib.new(descriptor.digest.algorithm) if verify and not offset else None
         async with self._downloads:
-            async for data in self._download(reference, descriptor, offset, auth):
+            async for data in self._download(reference, descriptor, offset, auth, mirrors):
                 if hasher is not None:
                     hasher.update(data)
                 yield data
@@ -196,9 +197,14 @@ class RegistryClient:
             )
 
     async def _download(
-        self, reference: Reference, descriptor: Descriptor, offset: int, auth: Auths | None
-    ) -> AsyncIterator[bytes]:
-        endpoints = list(pull_endpoints(self.config, reference))
+        self,
+        reference: Reference,
+        descriptor: Descriptor,
+        offset: int,
+        auth: Auths | None,
+        mirrors: bool,
+    ) -> AsyncGenerator[bytes, None]:
+        endpoints = list(pull_endpoints(self.config, reference))[0 if mirrors else -1 :]
         at, broken = offset, 0
         while at < descriptor.size or (descriptor.size == 0 and not broken):
             target = await self._target(endpoints[0], reference.path, auth, "pull")
@@ -230,7 +236,7 @@ class RegistryClient:
 
     async def _stretch(
         self, target: Target, reference: Reference, descriptor: Descriptor, at: int
-    ) -> AsyncIterator[bytes]:
+    ) -> AsyncGenerator[bytes, None]:
         """One request's bytes from ``at`` on."""
         path = protocol.blob_path(target.endpoint.repository(reference.path), descriptor.digest)
         what = f"blob {descriptor.digest} from {target.endpoint.host}/{reference.path}"

@@ -1,0 +1,193 @@
+"""Layers into trees: the ``apply`` jobs, one per layer however many want it.
+
+    unpacker = Unpacker(store, nsd)
+    trees = await unpacker.ensure_trees(chain)      → tree ids, lowest first: what to mount
+    made = await unpacker.apply(fd, diff_id)        → Unpacked: a tree of one layer, not yet any row's
+
+A layer is unpacked without knowing what is below it, so that all layers of an image can be unpacked at once.
+One that lacks entries for parent directories (``Applied.implied``) is unpacked again over what is
+below it, once that is there: the parents' modes and owners come from there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+from weakref import WeakValueDictionary
+
+from ..errors import BuildError, Corrupt, NotFound
+from ..model.digest import Digest
+from ..ports import Applied, Emit, Layer, LayerId, Nsd
+from ..runtime import spawn
+from ..store import Store
+
+PARALLEL = 3
+"""Layers that are unpacked at once by one call."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unpacked:
+    """A tree that is whole, committed to the store and named by no layer yet."""
+
+    tree: str
+    applied: Applied
+
+    @property
+    def standalone(self) -> bool:
+        """Nothing in it came from below or was guessed: it fits over anything."""
+        return self.applied["implied"] == 0
+
+
+class Unpacker:
+    """Unpacks layers.  ``limits``: ``ports.Limits``, {} = the applier's own."""
+
+    def __init__(self, store: Store, nsd: Nsd, limits: Mapping[str, int] | None = None) -> None:
+        self._store = store
+        self._nsd = nsd
+        self._limits = dict(limits or {})
+        self._locks: WeakValueDictionary[Any, asyncio.Lock] = WeakValueDictionary()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._slots = asyncio.Semaphore(PARALLEL)
+
+    def lock(self, key: object) -> asyncio.Lock:
+        """The lock of that name, for as long as somebody holds on to it."""
+        found = self._locks.get(key)
+        if found is None:
+            found = self._locks[key] = asyncio.Lock()
+        return found
+
+    async def apply(
+        self,
+        fd: int,
+        diff_id: Digest | None,
+        lowers: Sequence[str] = (),
+        on_event: Callable[[dict[str, Any], list[int]], None] | None = None,
+    ) -> Unpacked:
+        """Unpack what can be read from ``fd`` (a blob's file, or a pipe) into a new tree.
+
+        Raises Corrupt (the diff id differs), InvalidArgument, TooLarge, NoSpace; then no tree is left.
+        """
+        tree = self._store.trees.allocate()
+        try:
+            args = {
+                "tree": tree, "lowers": list(lowers), "expect_diff_id": diff_id or "",
+                "limits": self._limits,
+            }  # fmt: skip
+            applied = cast("Applied", await self._nsd.call("apply", args, [fd], on_event))
+            self._store.trees.commit(tree, applied["bytes"])
+        except BaseException:
+            self.discard(tree)
+            raise
+        return Unpacked(tree, applied)
+
+    def discard(self, tree: str) -> None:
+        """A tree that nobody will name: its row goes now, its files soon."""
+        if self._store.trees.has(tree):
+            self._store.trees.forget(tree)
+        path = self._store.trees.discard(tree)
+        if path is not None:
+            spawn(self._tasks, asyncio.ensure_future(self._remove(str(path))))
+
+    async def _remove(self, path: str) -> None:
+        with contextlib.suppress(
+            BuildError, OSError
+        ):  # what stays in the trash goes at the next start
+            await self._nsd.call("remove", {"paths": [path]})
+
+    async def close(self) -> None:
+        """Wait for removals under way."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+    # --- chains -------------------------------------------------------------------------------
+
+    async def ensure_trees(self, chain: Sequence[LayerId], emit: Emit | None = None) -> list[str]:
+        """Tree ids of a chain, lowest first, unpacking what isn't.  The chain must be leased.
+
+        Raises NotFound (neither tree nor blob is here), Corrupt (the blob is damaged, and now in
+        quarantine), and as ``apply``.
+        """
+        layers = self._store.layers.chain(chain)
+        missing = [layer for layer in layers if not layer.tree]
+        if missing:
+            async with asyncio.TaskGroup() as group:
+                for layer in missing:
+                    below = layers[: layers.index(layer)]
+                    group.create_task(self._guard(self._ensure(layer, bool(below), emit)))
+            await self._again_over_parents(chain, {layer.id for layer in missing}, emit)
+        return [layer.tree for layer in self._store.layers.chain(chain)]
+
+    async def _guard(self, work: Any) -> None:
+        async with self._slots:
+            await work
+
+    async def _ensure(self, layer: Layer, over_something: bool, emit: Emit | None) -> None:
+        async with self.lock(layer.id):
+            layer = self._store.layers.get(layer.id)
+            if layer.tree:
+                return
+            made = await self._from_blob(layer, (), emit)
+            if made.standalone or not over_something:
+                self.name(layer, made)
+            else:
+                self.discard(made.tree)
+
+    async def _again_over_parents(
+        self, chain: Sequence[LayerId], wanted: set[LayerId], emit: Emit | None
+    ) -> None:
+        """Layers that lacked parents, from below upwards."""
+        lowers: list[str] = []
+        for layer in self._store.layers.chain(chain):
+            if not layer.tree and layer.id in wanted:
+                async with self.lock(layer.id):
+                    layer = self._store.layers.get(layer.id)
+                    if not layer.tree:
+                        layer = self.name(layer, await self._from_blob(layer, lowers, emit))
+            lowers.append(layer.tree)
+
+    async def _from_blob(self, layer: Layer, lowers: Sequence[str], emit: Emit | None) -> Unpacked:
+        digest = self._blob_of(layer)
+        fd = self._store.blobs.open(digest)
+        if emit is not None:
+            emit("status", id=f"unpack {digest.short}", text="extracting", total=layer.size)
+        try:
+            made = await self.apply(fd, layer.diff_id, lowers)
+        except Corrupt as error:
+            self._store.blobs.quarantine(digest, error.message)
+            raise
+        finally:
+            os.close(fd)
+        if digest.algorithm == "sha256" and made.applied["digest"] != digest:
+            self.discard(made.tree)
+            self._store.blobs.quarantine(digest, "digest differs")
+            raise Corrupt(f"blob {digest}: damaged on the disk (now in quarantine)")
+        if emit is not None:
+            emit(
+                "status",
+                id=f"unpack {digest.short}",
+                text="done",
+                current=layer.size,
+                total=layer.size,
+            )
+        return made
+
+    def _blob_of(self, layer: Layer) -> Digest:
+        if layer.digest is not None and self._store.blobs.has(layer.digest):
+            return layer.digest
+        other = self._store.layers.with_blob(layer.diff_id) if layer.diff_id else None
+        if other is None or other.digest is None:
+            raise NotFound(
+                f"layer {layer.diff_id or layer.id}: neither unpacked nor its blob in the store",
+                hint="pull the image again",
+            )
+        return other.digest
+
+    def name(self, layer: Layer, made: Unpacked) -> Layer:
+        """Let a layer's row name its tree."""
+        return self._store.layers.set_tree(
+            layer.id, made.tree, standalone=made.standalone, tar_size=made.applied["tar_size"]
+        )
