@@ -121,8 +121,8 @@ class _Titles(dict[str, str]):
     def __missing__(self, key: str) -> str:
         return key.upper()
 
-    def __contains__(self, key: object) -> bool:
-        return True
+    def get(self, key: str, default: object = None) -> str:  # type: ignore[override]  # noqa: ARG002
+        return self[key]
 
 
 def show(value: object) -> str:
@@ -205,7 +205,7 @@ def _operand(word: str, value: object) -> Any:
                     f"template: no field {name!r}; there are: {', '.join(sorted(value))}",
                     suggestion(name, list(value)),
                 )
-            value = value[name] if name in value else None
+            value = value.get(name)
         else:
             raise UsageError(f"template: can't evaluate field {name} in {show(value)[:40]!r}")
     return value

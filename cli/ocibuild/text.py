@@ -48,12 +48,11 @@ def log_line(text: str) -> str:
 
 def size(number: float) -> str:
     """Docker's short form: ``72.8MB``."""
-    unit = "B"
-    for unit in ("B", "kB", "MB", "GB", "TB", "PB"):
-        if number < 1000:
-            break
+    units = ["B", "kB", "MB", "GB", "TB", "PB"]
+    while number >= 1000 and len(units) > 1:
         number /= 1000
-    return f"{number:.4g}{unit}" if unit == "B" else f"{number:.3g}{unit}"
+        del units[0]
+    return f"{number:.4g}{units[0]}" if units[0] == "B" else f"{number:.3g}{units[0]}"
 
 
 def seconds(number: float) -> str:

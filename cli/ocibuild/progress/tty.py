@@ -80,7 +80,7 @@ class TtyDisplay(Display):
         now = time.time() + self._clock
         vertices = list(build.vertices.values())
         done = sum(1 for vertex in vertices if vertex.ended is not None)
-        total = max(len(vertices), len({k for k in build.steps} | set(build.vertices)))
+        total = max(len(vertices), len(set(build.steps) | set(build.vertices)))
         took = max(0.0, now - build.begun) if build.begun else 0.0
         word = "Building"
         if build.result is not None or build.failure is not None:

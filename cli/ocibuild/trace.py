@@ -1,0 +1,75 @@
+"""Where a build's time went: from its events, for people and for Chrome's and Perfetto's viewers."""
+
+from __future__ import annotations
+
+from .errors import ClientError
+from .text import escape, seconds
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
+    from .types import Event
+
+
+def _spans(events: Sequence[Event]) -> list[dict[str, Any]]:
+    """Each vertex with the time it took: name, start and end (seconds since the epoch), cached."""
+    spans: dict[str, dict[str, Any]] = {}
+    for event in events:
+        if not str(event.get("type", "")).startswith("vertex."):
+            continue
+        ident = str(event.get("vertex"))
+        span = spans.setdefault(ident, {"id": ident, "name": ident, "start": event["t"], "end": event["t"]})
+        span["name"] = event.get("name") or span["name"]
+        span["end"] = event["t"]
+        if event["type"] == "vertex.done":
+            span.update(cached=bool(event.get("cached")), usage=event.get("usage") or {})
+            if event.get("seconds"):
+                span["start"] = min(span["start"], event["t"] - event["seconds"])
+    return sorted(spans.values(), key=lambda span: (span["start"], span["end"]))
+
+
+def trace(events: Sequence[Event]) -> dict[str, Any]:
+    """The trace event format's JSON object: one lane for each thing that ran beside others.
+
+    Times are microseconds (Trace Event Format, "complete events")."""
+    lanes: list[float] = []
+    out: list[dict[str, Any]] = [
+        {"name": "process_name", "ph": "M", "pid": 1, "tid": 0, "args": {"name": "ocibuild build"}}
+    ]
+    for span in _spans(events):
+        lane = next((i for i, free in enumerate(lanes) if free <= span["start"]), len(lanes))
+        if lane == len(lanes):
+            lanes.append(0.0)
+        lanes[lane] = span["end"]
+        out.append({
+            "name": span["name"], "cat": "cached" if span.get("cached") else "vertex", "ph": "X",
+            "pid": 1, "tid": lane + 1, "ts": round(span["start"] * 1e6),
+            "dur": max(1, round((span["end"] - span["start"]) * 1e6)),
+            "args": {"vertex": span["id"], **span.get("usage", {})},
+        })
+    return {"traceEvents": out, "displayTimeUnit": "ms"}
+
+
+def write(path: str, events: Sequence[Event]) -> None:
+    """Raises ClientError when the file can't be written."""
+    import json
+
+    try:
+        with open(path, "w") as file:
+            json.dump(trace(events), file)
+    except OSError as error:
+        raise ClientError(f"can't write {path}: {error.strerror}") from None
+
+
+def profile(events: Sequence[Event]) -> str:
+    """The vertices by the time that they took, longest first."""
+    spans = sorted(_spans(events), key=lambda span: span["start"] - span["end"])
+    lines = ["", "Time  CPU   Step"]
+    for span in spans:
+        usage = span.get("usage") or {}
+        cpu = float(usage.get("user", 0)) + float(usage.get("system", 0))
+        took = "CACHED" if span.get("cached") else seconds(span["end"] - span["start"])
+        lines.append(f"{took:<6}{seconds(cpu) if cpu else '-':<6}{escape(span['name'])}")
+    return "\n".join(lines)
