@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from .progress import STEP_LOG_LIMIT
+from ocibuildd.executor.output import STEP_LOG_LIMIT
 
 UPLOAD_LIMIT = 16 << 30
 """Bytes of one uploaded context, unless the configuration says otherwise."""

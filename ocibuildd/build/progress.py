@@ -8,7 +8,6 @@ comes late, or comes back, sees exactly what the first one saw.
 from __future__ import annotations
 
 import asyncio
-import codecs
 import os
 import time
 from collections.abc import AsyncIterator
@@ -21,13 +20,6 @@ from ..model.events import TERMINAL, Event
 
 INDEX_EVERY = 64
 READ_SIZE = 256 << 10
-STEP_LOG_LIMIT = 16 << 20
-"""Bytes of output that are kept of one step; what comes after is counted, not kept."""
-MASK = "***"
-MIN_SECRET = 4
-"""Shorter secrets are not masked: they would tear holes into innocent text."""
-TAIL_LINES = 40
-TAIL_LINE_LENGTH = 2000
 
 _encode = msgspec.json.Encoder().encode
 
@@ -136,58 +128,3 @@ def replay(path: Path, since: int = 0) -> bytes:
     """A finished build's log from event ``since`` on.  Raises FileNotFoundError."""
     data, _ = _skip_lines(path.read_bytes(), max(since, 0))
     return data
-
-
-class StepLog:
-    """The output of one step on its way into event logs: decoded, masked, bounded; keeps its tail."""
-
-    def __init__(self, secrets: tuple[str, ...] = (), limit: int = STEP_LOG_LIMIT):
-        self._decoders = {n: codecs.getincrementaldecoder("utf-8")("replace") for n in (1, 2)}
-        self._held = {1: "", 2: ""}
-        self._secrets = tuple(sorted((s for s in secrets if len(s) >= MIN_SECRET), key=len, reverse=True))
-        self._limit = limit
-        self._size = 0
-        self._tail: list[str] = [""]
-
-    def feed(self, stream: int, data: bytes, *, final: bool = False) -> str:
-        """The text to log now ("" = nothing yet).  ``final``: the stream has ended."""
-        text = self._held[stream] + self._decoders[stream].decode(data, final)
-        text, self._held[stream] = self._mask(text, final=final)
-        return self._bounded(text)
-
-    def _mask(self, text: str, *, final: bool) -> tuple[str, str]:
-        for secret in self._secrets:
-            if secret in text:
-                text = text.replace(secret, MASK)
-        if final or not self._secrets:
-            return text, ""
-        held = 0
-        for secret in self._secrets:
-            for size in range(min(len(secret) - 1, len(text)), held, -1):
-                if text.endswith(secret[:size]):
-                    held = size
-                    break
-        return (text[:-held], text[-held:]) if held else (text, "")
-
-    def _bounded(self, text: str) -> str:
-        if not text:
-            return ""
-        self._remember(text)
-        left = self._limit - self._size
-        self._size += len(text)
-        if left <= 0:
-            return ""
-        if len(text) <= left:
-            return text
-        return f"{text[:left]}\n[output clipped: {self._limit >> 20} MiB a step are kept]\n"
-
-    def _remember(self, text: str) -> None:
-        lines = text[-TAIL_LINES * TAIL_LINE_LENGTH:].split("\n")
-        lines[0] = (self._tail[-1] + lines[0])[-TAIL_LINE_LENGTH:]
-        self._tail = [*self._tail[:-1], *lines][-TAIL_LINES - 1:]
-
-    @property
-    def tail(self) -> list[str]:
-        """The last lines, for error messages."""
-        lines = [line[:TAIL_LINE_LENGTH].rstrip("\r") for line in self._tail]
-        return [line for line in lines if line][-TAIL_LINES:]

@@ -1,0 +1,437 @@
+"""The work of one build: every vertex's operation carried out (``ports.Executor``)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import Any, cast
+
+from ocibuildd.errors import BuildError, InvalidArgument, StepFailed
+from ocibuildd.model.digest import EMPTY_TAR, Digest
+from ocibuildd.model.graph import (
+    ContextSource,
+    Copy,
+    GitSource,
+    HttpSource,
+    ImageSource,
+    Mkdir,
+    Run,
+    Vertex,
+)
+from ocibuildd.model.oci import MEDIA_LAYER, MEDIA_LAYER_GZIP, MEDIA_LAYER_ZSTD
+from ocibuildd.ports import (
+    Checksum,
+    Emit,
+    LayerId,
+    Lease,
+    MountSpec,
+    Nsd,
+    Output,
+    Packed,
+    Result,
+    RunOutcome,
+    RunSpec,
+    Selection,
+    SourceDir,
+    Work,
+)
+from ocibuildd.store import Store
+from ocibuildd.store.cache_mounts import Grip
+
+from .copy import copy_spec, directory_of, inline_dir, selections, source_dir
+from .image import ImagePuller, ResolvedImage
+from .output import STEP_LOG_LIMIT, StepLog
+from .run import MountInput, Surroundings, run_spec
+from .source import Directory
+
+PIPE_SIZE = 1 << 20
+READ_SIZE = 1 << 16
+MEDIA_TYPES = {"gzip": MEDIA_LAYER_GZIP, "zstd": MEDIA_LAYER_ZSTD, "none": MEDIA_LAYER}
+_NOT_NAME = re.compile(r"[^a-z0-9-]+")
+
+
+@dataclass(frozen=True, slots=True)
+class FailedRun:
+    """A RUN that ended badly, kept for ``ocibuild debug``."""
+
+    vertex: int
+    spec: RunSpec
+    chain: tuple[LayerId, ...]
+    tree: str
+    descriptors: tuple[Directory, ...] = ()
+
+
+@dataclass(slots=True)
+class Materials:
+    """What a build brings along.
+
+    images: by vertex index, as resolved.  contexts: by name.  around: of every RUN.
+    fetch_http, fetch_git: how remote sources come (vertex's op, emit) → Result.
+    fingerprints: of local contexts.  on_failed: takes over a failed step's tree (True) or not.
+    """
+
+    build: str
+    vertices: Sequence[Vertex]
+    lease: Lease
+    output: Output
+    images: Mapping[int, ResolvedImage]
+    contexts: Mapping[str, Directory]
+    around: Surroundings
+    epoch: int | None
+    auth: Mapping[str, Any]
+    fetch_http: Callable[[HttpSource, Emit], Any]
+    fetch_git: Callable[[GitSource, Emit], Any]
+    checksum: Callable[[Directory, SourceDir, Any], Any]
+    on_failed: Callable[[FailedRun], bool]
+    log_limit: int = STEP_LOG_LIMIT
+    masked: tuple[str, ...] = field(default=(), repr=False)
+
+
+class StepExecutor:
+    """``ports.Executor`` for one build."""
+
+    def __init__(self, store: Store, nsd: Nsd, puller: ImagePuller, materials: Materials):
+        self._store = store
+        self._nsd = nsd
+        self._puller = puller
+        self._materials = materials
+        self._steps = 0
+
+    def _op(self, vertex: int) -> Any:
+        return self._materials.vertices[vertex].op
+
+    # --- sources --------------------------------------------------------------------------------
+
+    def at_hand(self, vertex: int) -> Result | None:
+        """``ports.Executor.at_hand``."""
+        op = self._op(vertex)
+        if isinstance(op, ContextSource):
+            directory = self._materials.contexts.get(op.name)
+            if directory is None:
+                raise InvalidArgument(f"build context {op.name!r}: the build was not given it")
+            return Result(directory=directory)
+        if isinstance(op, ImageSource):
+            image = self._materials.images[vertex]
+            if image.local:
+                return Result(image.chain, image_identity(image))
+        return None
+
+    async def fetch(self, vertex: int, emit: Emit) -> Result:
+        """``ports.Executor.fetch``."""
+        op, materials = self._op(vertex), self._materials
+        if isinstance(op, ImageSource):
+            image = materials.images[vertex]
+            chain = await self._puller.fetch(
+                image, lease=materials.lease, auth=materials.auth, emit=emit
+            )
+            return Result(chain, image_identity(image))
+        if isinstance(op, HttpSource):
+            return cast("Result", await materials.fetch_http(op, emit))
+        assert isinstance(op, GitSource)
+        return cast("Result", await materials.fetch_git(op, emit))
+
+    # --- content --------------------------------------------------------------------------------
+
+    def selections(self, vertex: int) -> list[Selection]:
+        """``ports.Executor.selections``."""
+        op = self._op(vertex)
+        if isinstance(op, Copy):
+            return selections(op)
+        if not isinstance(op, Run):
+            return []
+        return [
+            Selection(
+                f"mount {mount.target}", mount.input,
+                () if mount.source in ("/", "", ".") else (mount.source,), {"mount": True},
+            )
+            for mount in op.mounts if mount.input is not None
+        ]
+
+    async def checksum(self, vertex: int, selection: Selection, source: Result) -> Checksum:
+        """``ports.Executor.checksum``.  Raises InvalidArgument for a literal path that isn't there."""
+        op, materials = self._op(vertex), self._materials
+        paths = selection.paths or ("/",)
+        spec = copy_spec(op, materials.epoch) if isinstance(op, Copy) else _WHOLE
+        directory = directory_of(source)
+        if directory is not None:
+            files = source_dir(paths, directory=directory, fd=0)
+            found = cast("Checksum", await materials.checksum(directory, files, spec))
+        else:
+            lowers = await self._puller.unpacker.ensure_trees(source.chain)
+            args = {"source": source_dir(paths, lowers=lowers), "copy": spec}
+            found = cast("Checksum", await self._nsd.call("checksum", args))
+        if found["missing"]:
+            raise _missing(found, directory)
+        return found
+
+    # --- steps ----------------------------------------------------------------------------------
+
+    async def execute(self, vertex: int, inputs: Sequence[Result], emit: Emit) -> Work:
+        """``ports.Executor.execute``."""
+        op = self._op(vertex)
+        if isinstance(op, Run):
+            return await self._run(vertex, op, inputs, emit)
+        assert isinstance(op, Copy | Mkdir)
+        return await self._copy(op, inputs)
+
+    async def _copy(self, op: Copy | Mkdir, inputs: Sequence[Result]) -> Work:
+        """Straight from the sources into a layer; no file system is made."""
+        materials, store = self._materials, self._store
+        ensure = self._puller.unpacker.ensure_trees
+        root = inputs[0]
+        writer = store.blobs.writer(trusted=True)
+        try:
+            fds, sources = [writer.fd], []
+            for source in op.sources if isinstance(op, Copy) else ():
+                if source.input is None:
+                    sources.append(inline_dir(source.inline))
+                    continue
+                given = inputs[source.input]
+                directory = directory_of(given)
+                if directory is not None:
+                    sources.append(source_dir(source.paths, directory=directory, fd=len(fds)))
+                    fds.append(directory.fd)
+                else:
+                    lowers = await ensure(given.chain)
+                    sources.append(source_dir(source.paths, lowers=lowers))
+            args = {
+                "sources": sources, "copy": copy_spec(op, materials.epoch),
+                "lowers": await ensure(root.chain), "output": materials.output,
+            }
+            packed = cast("Packed", await self._nsd.call("pack", args, fds))
+            if packed["empty"]:
+                return Work()
+            standalone = isinstance(op, Copy) and op.link
+            below = root.chain[-1] if root.chain and not standalone else 0
+            layer = store.layers.new(below, standalone=standalone)
+            materials.lease.add(layers=(layer,))
+            try:
+                await self._commit_blob(layer, packed, writer)
+            except BaseException:
+                store.layers.drop(layer)
+                raise
+        finally:
+            writer.abort()
+        return Work(layer, packed, standalone)
+
+    async def _run(self, vertex: int, op: Run, inputs: Sequence[Result], emit: Emit) -> Work:
+        store, materials = self._store, self._materials
+        lowers = await self._puller.unpacker.ensure_trees(inputs[0].chain)
+        tree = store.trees.allocate()
+        fds: list[int] = []
+        grips: list[Grip] = []
+        keep = False
+        try:
+            behind = await self._behind(op, inputs, fds, grips)
+            self._steps += 1
+            step = f"{materials.build}-{vertex}"
+            spec = run_spec(op, lowers=lowers, tree=tree, behind=behind, around=materials.around,
+                            step=_NOT_NAME.sub("-", step.lower()))
+            outcome, tail = await self._sandboxed(spec, fds, emit)
+            if outcome["exit_code"] or outcome["signal"] or outcome["reason"] != "exit":
+                directories = tuple(d for d in map(directory_of, inputs) if d is not None)
+                failed = FailedRun(vertex, spec, inputs[0].chain, tree, directories)
+                keep = materials.on_failed(failed)
+                raise step_failed(op, outcome, tail, vertex)
+            usage = outcome["usage"]
+            if _untouched(store.trees.path(tree) / "fs"):
+                return Work(usage=usage)
+            keep = True
+            layer = store.layers.new(inputs[0].chain[-1] if inputs[0].chain else 0, tree=tree)
+            materials.lease.add(layers=(layer,))
+            return Work(layer, usage=usage)
+        finally:
+            for grip in grips:
+                grip.release()
+            if not keep:
+                self._puller.unpacker.discard(tree)
+
+    async def _behind(
+        self, op: Run, inputs: Sequence[Result], fds: list[int], grips: list[Grip]
+    ) -> dict[int, MountInput]:
+        """What stands behind the mounts; descriptors follow stdout and stderr."""
+        behind: dict[int, MountInput] = {}
+        caches = [(mount.cache_id, number) for number, mount in enumerate(op.mounts)
+                  if mount.type == "cache"]
+        for cache_id, number in sorted(caches):  # always in this order: no two steps wait for each other
+            mount = op.mounts[number]
+            owner = "" if mount.mode is None and not mount.uid and not mount.gid else (
+                f"\0{mount.mode}:{mount.uid}:{mount.gid}"
+            )
+            grip = await self._store.cache_mounts.acquire(cache_id + owner, mount.sharing)
+            grips.append(grip)
+            lowers = None
+            if mount.input is not None:
+                lowers = await self._puller.unpacker.ensure_trees(inputs[mount.input].chain)
+            behind[number] = MountInput(path=str(grip.path), lowers=lowers)
+        for number, mount in enumerate(op.mounts):
+            if mount.type != "bind" or mount.input is None:
+                continue
+            source = inputs[mount.input]
+            directory = directory_of(source)
+            if directory is not None:
+                fds.append(directory.fd)
+                behind[number] = MountInput(fd=len(fds) + 1)
+            else:
+                behind[number] = MountInput(
+                    lowers=await self._puller.unpacker.ensure_trees(source.chain)
+                )
+        return behind
+
+    async def _sandboxed(
+        self, spec: RunSpec, fds: Sequence[int], emit: Emit
+    ) -> tuple[RunOutcome, list[str]]:
+        log = StepLog(self._materials.masked, self._materials.log_limit)
+        pipes = [_Pipe(number, log, emit) for number in (1, 2)]
+        try:
+            writers = [pipe.write_fd for pipe in pipes]
+            outcome = await self._nsd.call("run", spec, [*writers, *fds])
+        finally:
+            for pipe in pipes:
+                pipe.close()
+        return cast("RunOutcome", outcome), log.tail
+
+    async def commit(
+        self, vertex: int, inputs: Sequence[Result], work: Work  # noqa: ARG002 - the port's
+    ) -> Packed:
+        """``ports.Executor.commit``: the diff of a RUN's tree."""
+        assert work.layer is not None
+        store = self._store
+        tree = store.layers.get(work.layer).tree
+        writer = store.blobs.writer(trusted=True)
+        try:
+            lowers = await self._puller.unpacker.ensure_trees(inputs[0].chain)
+            args = {"tree": tree, "lowers": lowers, "output": self._materials.output}
+            packed = cast("Packed", await self._nsd.call("diff", args, [writer.fd]))
+            if not packed["empty"]:
+                await self._commit_blob(work.layer, packed, writer, tree=tree)
+        finally:
+            writer.abort()
+        return packed
+
+    async def _commit_blob(
+        self, layer: LayerId, packed: Packed, writer: Any, tree: str = ""
+    ) -> None:
+        digest = Digest(packed["digest"])
+        self._materials.lease.add(blobs=(digest,))
+        await asyncio.get_running_loop().run_in_executor(None, writer.seal, digest, packed["size"])
+        store = self._store
+        with store.transaction():
+            writer.commit(digest, packed["size"])
+            if tree:
+                store.trees.commit(tree, packed["tar_size"])
+            store.layers.finish(
+                layer, diff_id=Digest(packed["diff_id"]), digest=digest, size=packed["size"],
+                tar_size=packed["tar_size"], content=packed["content"],
+                media_type=MEDIA_TYPES[self._materials.output["compression"]],
+            )
+
+
+_WHOLE = copy_spec(Copy((), "/"), None)
+
+
+def image_identity(image: ResolvedImage) -> str:
+    """The identity of an image's root file system."""
+    parts = [d for d in image.config.rootfs.diff_ids if d != EMPTY_TAR]
+    return sha256("\n".join(["image", *parts]).encode()).hexdigest()
+
+
+def _untouched(upper: Any) -> bool:
+    """Did the step change nothing?  (Unreadable: then the diff will tell.)"""
+    try:
+        with os.scandir(upper) as entries:
+            return next(entries, None) is None
+    except OSError:
+        return False
+
+
+def _missing(found: Checksum, directory: Directory | None) -> BuildError:
+    path = found["missing"][0]
+    hidden = found["ignored"].get(path)
+    if hidden:
+        return InvalidArgument(
+            f"{path}: excluded by .dockerignore", hint=f"the pattern {hidden!r} hides it",
+            details={"missing": list(found["missing"]), "ignored": dict(found["ignored"])},
+        )
+    where = "the build context" if directory is not None else "the source"
+    return InvalidArgument(f"{path}: not found in {where}",
+                           details={"missing": list(found["missing"])})
+
+
+def step_failed(op: Run, outcome: RunOutcome, tail: list[str], vertex: int) -> StepFailed:
+    """The error of a RUN, with what probably mends it."""
+    command = op.shell or " ".join(op.args)
+    code, signal, reason = outcome["exit_code"], outcome["signal"], outcome["reason"]
+    details: dict[str, object] = {"vertex": vertex, "reason": reason, "tail": tail}
+    if signal:
+        details["signal"] = signal
+        how = f"was killed by signal {signal}"
+    else:
+        details["exit_code"] = code
+        how = f"did not complete successfully: exit code: {code}"
+    if reason not in ("exit", "signal"):
+        how = f"{how} ({outcome['message'] or reason})"
+    hints = {
+        "oom": "it ran out of memory: raise the limit (--memory)",
+        "timeout": "it took longer than the time that a step may take",
+        "disk-limit": "it wrote more than a step may write",
+    }
+    hint = hints.get(reason, "")
+    if not hint and code == 127:
+        hint = _not_found(op, outcome, tail)
+    if not hint and code == 126:
+        hint = "the command is there but can't be executed: is it executable, and for this platform"
+    if not hint and (code == 137 or signal == 9):
+        hint = "something sent SIGKILL: the kernel for want of memory, or the step itself"
+    return StepFailed(f'process "{command}" {how}', hint=hint, details=details)
+
+
+def _not_found(op: Run, outcome: RunOutcome, tail: list[str]) -> str:
+    if outcome["message"]:
+        return outcome["message"]
+    for line in reversed(tail):
+        match = re.search(r"([^\s:]+): (?:command )?not found", line)
+        if match:
+            return f"{match.group(1)} is not in the image (or not in PATH)"
+    return f"{op.args[0]} or an interpreter that it names is not in the image"
+
+
+class _Pipe:
+    """A step's stdout or stderr: read by the loop, decoded and emitted."""
+
+    def __init__(self, number: int, log: StepLog, emit: Emit):
+        self._number, self._log, self._emit = number, log, emit
+        self.read_fd, self.write_fd = os.pipe2(os.O_CLOEXEC)
+        os.set_blocking(self.read_fd, False)
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(self.read_fd, self._ready)
+
+    def _ready(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            data = os.read(self.read_fd, READ_SIZE)
+            self._say(data)
+            if not data:
+                self._loop.remove_reader(self.read_fd)
+
+    def _say(self, data: bytes, *, final: bool = False) -> None:
+        text = self._log.feed(self._number, data, final=final)
+        if text:
+            self._emit("log", stream=self._number, data=text)
+
+    def close(self) -> None:
+        """Read what is left (all writers are gone) and say it."""
+        os.close(self.write_fd)
+        self._loop.remove_reader(self.read_fd)
+        with contextlib.suppress(BlockingIOError):
+            while data := os.read(self.read_fd, READ_SIZE):
+                self._say(data)
+        self._say(b"", final=True)
+        os.close(self.read_fd)
+
+
+__all__ = ["FailedRun", "Materials", "MountSpec", "StepExecutor", "image_identity", "step_failed"]
