@@ -13,7 +13,7 @@ from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from .graph import Counts, Graph, ImageNode
+from .graph import Counts, Graph, ImageNode, RecordNode
 from .policy import DAY, Candidate, Policy
 
 SLICE = 2_000
@@ -87,12 +87,17 @@ def planning(
     matchers = [(policy, policy.matcher(now)) for policy in policies]
     result = Plan(used=graph.used)
     yield
-    counts, candidates = yield from _holding(graph)
+    counts, candidates, broken = yield from _holding(graph)
     order = yield from _ordered(candidates, now)
     result.garbage = counts.sweep_unheld()
     yield
     mounts = 0
-    gone: set[str] = set()
+    gone = {record.key for record in broken}
+    for record in broken:
+        freed = counts.drop(record.chain, record.blobs)
+        result.removals.append(
+            Removal("record", record.key, freed, "broken", "a layer of it is gone", record.description)
+        )
     for policy, matches in matchers:
         taken = 0
         for number, candidate in enumerate(order):
@@ -152,8 +157,9 @@ def _ago(seconds: float) -> str:
 # --- who holds what -----------------------------------------------------------------------------------
 
 
-def _holding(graph: Graph) -> Generator[None, None, tuple[Counts, list[Candidate]]]:
-    """Everything held once by whoever holds it, and the candidates among the holders."""
+def _holding(graph: Graph) -> Generator[None, None, tuple[Counts, list[Candidate], list[RecordNode]]]:
+    """Everything held once by whoever holds it; the candidates among the holders; records that name a
+    layer that isn't there."""
     counts = Counts(graph)
     counts.hold(tuple(graph.leased_layers), tuple(graph.leased_blobs))
     pinned: set[int] = set()
@@ -168,8 +174,11 @@ def _holding(graph: Graph) -> Generator[None, None, tuple[Counts, list[Candidate
             counts.hold((), image.blobs)
     yield
     candidates = [_image(graph, image) for image in images]
+    broken: list[RecordNode] = []
     for number, record in enumerate(graph.records):
-        counts.hold(record.chain, record.blobs)
+        if not counts.hold(record.chain, record.blobs):
+            broken.append(record)
+            continue
         top = record.chain[-1] if record.chain else 0
         candidates.append(
             Candidate(
@@ -181,14 +190,14 @@ def _holding(graph: Graph) -> Generator[None, None, tuple[Counts, list[Candidate
         )
         if number % SLICE == SLICE - 1:
             yield
-    for mount in graph.mounts:
-        candidates.append(
-            Candidate(
-                "mount", mount.hash, "exec.cachemount", (), (), mount.size, 0.0, mount.created,
-                mount.last_used, mount.uses, mount.id, in_use=mount.in_use,
-            )
+    candidates += [
+        Candidate(
+            "mount", mount.hash, "exec.cachemount", (), (), mount.size, 0.0, mount.created,
+            mount.last_used, mount.uses, mount.id, in_use=mount.in_use,
         )
-    return counts, candidates
+        for mount in graph.mounts
+    ]
+    return counts, candidates, broken
 
 
 def _own(graph: Graph, layer: int, blobs: tuple[str, ...]) -> int:
@@ -261,14 +270,15 @@ def _intermediates(graph: Graph, counts: Counts, gone: set[str], result: Plan) -
             before = graph.images.get(parent)
             parent = before.parent if before else ""
     yield
-    tops = {r.chain[-1] if r.chain else 0 for r in graph.records if r.key not in gone}
+    tops = {r.chain[-1] for r in graph.records if r.chain and r.key not in gone}
     yield
     for number, image in enumerate(graph.images.values()):
         if number % SLICE == SLICE - 1:
             yield
         if image.kind == "image" or image.names or image.id in graph.leased_blobs:
             continue
-        wanted = image.id in ancestors or (image.chain and image.chain[-1] in tops)
+        top = image.chain[-1] if image.chain else 0
+        wanted = image.id in ancestors or (top and (top in tops or top in graph.leased_layers))
         whole = all(counts.layers[layer] for layer in image.chain)
         if wanted and whole:
             continue

@@ -103,17 +103,20 @@ class Counts:
         self.free_trees: list[str] = []
         self.freed = 0
 
-    def hold(self, chain: tuple[LayerId, ...], blobs: tuple[str, ...]) -> None:
-        """One holder more."""
+    def hold(self, chain: tuple[LayerId, ...], blobs: tuple[str, ...]) -> bool:
+        """One holder more; False if a layer of the chain isn't there at all."""
+        whole = True
         for layer in chain:
             node = self._graph.layers.get(layer)
             if node is None:
+                whole = False
                 continue
             self.layers[layer] += 1
             if self.layers[layer] == 1:
                 self._up(node)
         for blob in blobs:
             self.blobs[blob] += 1
+        return whole
 
     def _up(self, node: LayerNode) -> None:
         if node.digest:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
@@ -13,15 +13,18 @@ from .blobs import Blobs
 from .builds import Builds
 from .cache_mounts import CacheMounts
 from .db import Database
+from .gc import finish
 from .images import Images
 from .layers import Layers
 from .leases import Held, Leases
 from .lock import Lock
+from .policy import Policy
 from .records import Records
 from .schema import MIGRATIONS
 from .snapshots import Trees
 from .sources import Sources
 from .space import Space
+from .sweep import Outcome, collecting
 from .uploads import Uploads
 
 DIRECTORIES = (
@@ -106,6 +109,11 @@ class Store:
         """All writes inside are one commit; see ``Database.transaction``."""
         with self.db.transaction():
             yield
+
+    def collect(self, policies: Sequence[Policy] = (), *, now: float | None = None) -> Outcome:
+        """A collection at once, for tests and tools; the daemon's is ``Maintenance.collect``.  What was
+        trees is left in the trash (``Outcome.trees``)."""
+        return finish(collecting(self, policies, now=now))
 
     def close(self) -> None:
         """An orderly end: the next start needs no search.  Idempotent."""

@@ -79,7 +79,7 @@ def _images(db: Database, graph: Graph) -> Steps:
     for digest, manifests in db.all("SELECT digest, manifests FROM indexes"):
         graph.indexes[digest] = tuple(entry[0] for entry in json.loads(manifests))
     yield
-    by_manifest = dict(db.all("SELECT manifest, id FROM images WHERE manifest != ''"))
+    by_manifest: dict[str, str] = dict(db.all("SELECT manifest, id FROM images WHERE manifest != ''"))
     names: dict[str, list[str]] = {}
     targets: dict[str, set[str]] = {}
     for name, image, target in db.all("SELECT name, image, target FROM names"):

@@ -1,0 +1,201 @@
+"""What goes on beside the builds: trees to the disk, the trash emptied, policies applied, the database kept
+small.  The only asynchronous part of the store; one :class:`Maintenance` a store."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Awaitable, Callable, Generator, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from ..errors import BuildError, NoSpace
+from ..runtime import in_thread
+from .db import checkpoint
+from .gc import Plan, planning
+from .policy import Policy
+from .space import Reservation
+from .store import Store
+from .survey import surveying
+from .sweep import Outcome, collecting, empty_trash
+from .usage import Usage, reckoning
+
+log = logging.getLogger(__name__)
+
+SYNC_DELAY = 2.0
+"""Seconds after which new trees are synced: long enough for a build's next steps to join in."""
+IDLE_CHECKPOINT = 64
+"""Pages in the write-ahead log below which an idle moment isn't used to empty it."""
+ADMIT_TRIES = 3
+ADMIT_PAUSE = 1.0
+
+T = TypeVar("T")
+Remover = Callable[[Sequence[Path]], Awaitable[object]]
+"""Deletes directories that belong to subordinate ids (nsd's ``remove`` job)."""
+
+
+async def drive(steps: Generator[None, None, T]) -> T:
+    """Run a stepwise function, letting the loop turn at each step."""
+    try:
+        while True:
+            try:
+                next(steps)
+            except StopIteration as stop:
+                result: T = stop.value
+                return result
+            await asyncio.sleep(0)
+    finally:
+        steps.close()
+
+
+class Maintenance:
+    """``run`` is a task of the daemon's; the rest is for whoever wants it now."""
+
+    def __init__(
+        self, store: Store, remove: Remover, policies: Sequence[Policy] = (), *, interval: float = 600.0,
+        keep_builds: int = 500, build_age: float = 0.0,
+    ):
+        self.store = store
+        self.policies = tuple(policies)
+        self.interval = interval
+        self.keep_builds = keep_builds
+        self.build_age = build_age
+        self.last: Outcome | None = None
+        self._remove = remove
+        self._collecting = asyncio.Lock()
+        self._emptying = asyncio.Lock()
+        self._wake = asyncio.Event()
+        self._collected = time.monotonic()
+        self._dirty = True
+
+    def poke(self) -> None:
+        """Something was committed or put into the trash: work for the next idle moment."""
+        self._dirty = True
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Until cancelled.  Failures are logged and tried again later."""
+        while True:
+            try:
+                if self._dirty:
+                    self._dirty = False
+                    await self.sync()
+                    await self.empty_trash()
+                    await self.tidy()
+                if self.interval and time.monotonic() - self._collected >= self.interval:
+                    await self.collect()
+            except (BuildError, OSError) as error:
+                log.warning("maintenance: %s", error)
+            self._wake.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), self.interval or None)
+                await asyncio.sleep(SYNC_DELAY)
+
+    async def sync(self) -> int:
+        """Trees that were committed, to the disk; gives how many."""
+        trees = self.store.trees.unsynced()
+        if trees:
+            await in_thread(self.store.trees.syncfs)
+            self.store.trees.mark_synced(trees)
+        return len(trees)
+
+    async def empty_trash(self) -> None:
+        """Delete for good what was put into the trash."""
+        async with self._emptying:
+            directories = await in_thread(empty_trash, self.store.path)
+            if directories:
+                await self._remove(directories)
+
+    async def tidy(self) -> None:
+        """Old builds, hints and log lines; free pages back to the disk; the write-ahead log emptied."""
+        store = self.store
+        for build in store.builds.expired(self.keep_builds, self.build_age, time.time()):
+            store.builds.remove(build)
+            await asyncio.sleep(0)
+        store.sources.trim()
+        store.uploads.trim()
+        await self.shrink()
+
+    async def shrink(self) -> None:
+        """The database as small as what is in it."""
+        more = True
+        while more:
+            more = self.store.db.shrink()
+            await asyncio.sleep(0)
+        log_file = self.store.db.path.with_name(self.store.db.path.name + "-wal")
+        with contextlib.suppress(FileNotFoundError):
+            if log_file.stat().st_size > IDLE_CHECKPOINT * 4096:
+                await in_thread(checkpoint, self.store.db.path)
+
+    async def collect(
+        self, policies: Sequence[Policy] | None = None, *, dry_run: bool = False, wait: bool = False
+    ) -> Outcome:
+        """Apply policies (None: the configured ones; (): only what nobody holds).  ``wait``: also until
+        the files are gone, which otherwise happens in the background."""
+        async with self._collecting:
+            outcome = await drive(
+                collecting(self.store, self.policies if policies is None else policies, dry_run=dry_run)
+            )
+        if dry_run:
+            return outcome
+        self._collected = time.monotonic()
+        self.last = outcome
+        if outcome.removals or outcome.freed:
+            log.info(
+                "collected %d things, %d bytes in %.3f s",
+                len(outcome.removals), outcome.freed, outcome.seconds,
+            )
+        if wait:
+            await self.empty_trash()
+            await self.shrink()
+            self.store.space.make_ballast()
+        else:
+            self.poke()
+        return outcome
+
+    async def explain(self, policies: Sequence[Policy] | None = None) -> Plan:
+        """What ``collect`` would take now, and why."""
+        async with self._collecting:
+            try:
+                graph = await drive(surveying(self.store))
+                return await drive(
+                    planning(
+                        graph, self.policies if policies is None else policies, now=time.time(),
+                        free=self.store.space.disk().free,
+                    )
+                )
+            finally:
+                self.store.held.unwatch()
+
+    async def usage(self) -> Usage:
+        """What ``df`` shows."""
+        async with self._collecting:
+            try:
+                graph = await drive(surveying(self.store))
+                return await drive(reckoning(graph))
+            finally:
+                self.store.held.unwatch()
+
+    async def admit(self, size: int = 0) -> Reservation:
+        """Room for ``size`` bytes, collected if need be.  Raises NoSpace when there is nothing left that
+        may go.  The caller releases the reservation."""
+        for attempt in range(ADMIT_TRIES):
+            try:
+                return self.store.space.reserve(size)
+            except NoSpace:
+                await self.make_room(size)
+                if attempt:
+                    await asyncio.sleep(ADMIT_PAUSE)
+        return self.store.space.reserve(size)
+
+    async def make_room(self, size: int = 0) -> Outcome:
+        """Collect until ``size`` bytes fit under the ceiling and above the floor."""
+        space = self.store.space
+        keep = max(space.ceiling - space.reserved - max(size, 1), 1) if space.ceiling else 0
+        floor = space.floor + space.reserved + size if space.floor or size else 0
+        policy = Policy("ceiling", all=True, max_used_space=keep, min_free_space=floor)
+        if policy.unlimited:
+            return await self.collect((), wait=True)
+        return await self.collect([policy], wait=True)

@@ -1,0 +1,215 @@
+"""Collection, carried out: a plan's removals in small transactions, each thing looked at once more (what
+came into use since the plan was made stays), then the files into the trash."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Generator, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from ..errors import Conflict, NoSpace
+from ..model.digest import Digest
+from .failpoints import hit
+from .gc import Plan, Removal, planning
+from .policy import Policy
+from .survey import surveying
+
+if TYPE_CHECKING:
+    from .store import Store
+
+log = logging.getLogger(__name__)
+
+SLICE_SECONDS = 0.010
+"""A transaction of removals goes on for so long before the loop may turn."""
+CHECK_EVERY = 16
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a collection did.  removals: what went (or would go, ``dry_run``).  freed: bytes, by the rows;
+    kept: removals that were called off because somebody wanted the thing meanwhile.  used: before.
+    trees: paths in the trash that only nsd can delete."""
+
+    removals: list[Removal] = field(default_factory=list)
+    freed: int = 0
+    used: int = 0
+    layers: int = 0
+    blobs: int = 0
+    kept: int = 0
+    seconds: float = 0.0
+    dry_run: bool = False
+    trees: list[Path] = field(default_factory=list)
+
+
+def collecting(
+    store: Store, policies: Sequence[Policy], *, dry_run: bool = False, now: float | None = None
+) -> Generator[None, None, Outcome]:
+    """Survey, plan, carry out; yields every few milliseconds.  Only one at a time (the caller's lock).
+
+    With no policies only what nobody holds goes.  Raises InvalidArgument (a filter), Corrupt; NoSpace only
+    if the disk stays full without the ballast too.
+    """
+    started = time.monotonic()
+    now = time.time() if now is None else now
+    try:
+        graph = yield from surveying(store)
+        decided = yield from planning(graph, policies, now=now, free=store.space.disk().free)
+        outcome = Outcome(used=decided.used, dry_run=dry_run)
+        if dry_run:
+            outcome.removals, outcome.freed = decided.removals, decided.freed
+            outcome.layers, outcome.blobs = len(decided.layers), len(decided.blobs)
+        else:
+            del graph
+            yield from _carry_out(store, decided, outcome, now)
+    finally:
+        store.held.unwatch()
+    outcome.seconds = time.monotonic() - started
+    return outcome
+
+
+def _carry_out(store: Store, decided: Plan, outcome: Outcome, now: float) -> Generator[None, None, None]:
+    before = store.used
+
+    def remove(item: Removal) -> None:
+        if _remove(store, item, outcome, now):
+            outcome.removals.append(item)
+        else:
+            outcome.kept += 1
+
+    yield from _sliced(store, decided.removals, remove, lambda: None)
+    yield from _sliced(store, decided.layers, lambda layer: _layer(store, layer, outcome), lambda: None)
+    trees: list[str] = []
+
+    def flush_trees() -> None:
+        for tree in trees:
+            path = store.trees.trash(tree)
+            if path is not None:
+                outcome.trees.append(path)
+        trees.clear()
+
+    yield from _sliced(store, decided.trees, lambda tree: _tree(store, tree, trees), flush_trees)
+    blobs: list[Digest] = []
+
+    def flush_blobs() -> None:
+        for blob in blobs:
+            store.blobs.to_trash(blob)
+        blobs.clear()
+
+    yield from _sliced(store, decided.blobs, lambda blob: _blob(store, blob, blobs, outcome), flush_blobs)
+    store.records.trim_evictions()
+    outcome.freed = before - store.used
+
+
+def _sliced(
+    store: Store, items: Iterable[T], each: Callable[[T], None], after: Callable[[], None]
+) -> Generator[None, None, None]:
+    """``each`` for all items, in transactions of SLICE_SECONDS; ``after`` each commit, before anything
+    else can run: the files of what was deleted."""
+    todo = list(items)
+    start = 0
+    while start < len(todo):
+        try:
+            start = _slice(store, todo, start, each)
+        except NoSpace:
+            # A full SQLite can't even delete.  Try again without the ballast.
+            if not store.space.drop_ballast():
+                raise
+            continue
+        after()
+        hit("gc.after-slice")
+        yield
+
+
+def _slice(store: Store, todo: list[T], start: int, each: Callable[[T], None]) -> int:
+    deadline = time.monotonic() + SLICE_SECONDS
+    with store.transaction():
+        while start < len(todo):
+            each(todo[start])
+            start += 1
+            if not start % CHECK_EVERY and time.monotonic() > deadline:
+                break
+        hit("gc.before-commit")
+    return start
+
+
+def _remove(store: Store, item: Removal, outcome: Outcome, now: float) -> bool:
+    held = store.held
+    if item.what == "record":
+        if held.recent_keys is not None and item.id in held.recent_keys:
+            return False
+        return store.records.remove(item.id, rule=item.rule, why=item.why, now=now)
+    if item.what == "mount":
+        try:
+            store.cache_mounts.forget(item.id)
+        except Conflict:
+            return False
+
+        def trash() -> None:
+            path = store.cache_mounts.trash(item.id)
+            if path is not None:
+                outcome.trees.append(path)
+
+        store.db.after_commit(trash)
+        return True
+    image = Digest(item.id)
+    if held.has_blob(image):
+        return False
+    names = {name.name for name in store.images.names_of(image)}
+    if names - set(item.names):
+        return False  # it was given a name meanwhile
+    return store.images.remove(image)
+
+
+def _layer(store: Store, layer: int, outcome: Outcome) -> None:
+    if not store.held.has_layer(layer):
+        store.layers.remove(layer)
+        outcome.layers += 1
+
+
+def _tree(store: Store, tree: str, gone: list[str]) -> None:
+    if store.trees.busy(tree):
+        return
+    if store.db.one("SELECT 1 FROM layers WHERE tree = ? LIMIT 1", (tree,)) is None and store.trees.has(tree):
+        store.trees.forget(tree)
+        gone.append(tree)
+
+
+def _blob(store: Store, blob: str, gone: list[Digest], outcome: Outcome) -> None:
+    if store.held.has_blob(blob):
+        return
+    if store.db.one("SELECT 1 FROM layers WHERE digest = ? LIMIT 1", (blob,)):
+        return
+    if store.db.one(
+        "SELECT 1 FROM images WHERE id = ?1 UNION ALL SELECT 1 FROM images WHERE manifest = ?1"
+        " UNION ALL SELECT 1 FROM names WHERE target = ?1 LIMIT 1", (blob,),
+    ):
+        return
+    digest = Digest(blob)
+    if store.blobs.forget(digest):
+        store.db.delete("indexes", blob)
+        gone.append(digest)
+        outcome.blobs += 1
+
+
+def empty_trash(state: Path, paths: Iterable[Path] | None = None) -> list[Path]:
+    """Unlink the files in the trash; gives the directories (trees, cache mounts), which are nsd's to
+    delete.  *Thread-safe*."""
+    directories: list[Path] = []
+    if paths is None:
+        with os.scandir(state / "trash") as entries:
+            paths = [Path(entry.path) for entry in entries]
+    for path in paths:
+        hit("trash.before-unlink")
+        try:
+            path.unlink()
+        except FileNotFoundError:
+            continue
+        except (IsADirectoryError, PermissionError):
+            directories.append(path)
+    return directories
