@@ -60,6 +60,10 @@ class Args:
         except KeyError:
             raise AttributeError(key) from None
 
+    def set_default(self, key: str, *, value: object) -> None:
+        """A value that no option set."""
+        self._values.setdefault(key, value)
+
     def set(self, option: Option, value: object) -> None:
         self.given.add(option.key)
         if option.repeated:

@@ -121,7 +121,7 @@ class _Titles(dict[str, str]):
     def __missing__(self, key: str) -> str:
         return key.upper()
 
-    def get(self, key: str, default: object = None) -> str:  # type: ignore[override]  # noqa: ARG002
+    def get(self, key: str, default: object = None) -> str:  # noqa: ARG002
         return self[key]
 
 

@@ -155,8 +155,7 @@ def save(argv: Sequence[str]) -> None:
 
 
 def copy(chunks: Iterator[bytes], out: BinaryIO) -> None:
-    for chunk in chunks:
-        out.write(chunk)
+    out.writelines(chunks)
     out.flush()
 
 
