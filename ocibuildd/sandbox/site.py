@@ -1,0 +1,148 @@
+"""What every child of nsd knows about this host: paths, ids, devices, the network.
+
+Made once in nsd before anything is forked; children inherit it as it is.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import struct
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from .. import syscalls
+from ..errors import Unsupported
+from . import mounts, spec, userns
+from .network import NetnsLease
+
+if TYPE_CHECKING:
+    from .network import Kind, Network
+
+SIOCSIFFLAGS, SIOCGIFFLAGS, IFF_UP = 0x8914, 0x8913, 1
+
+
+@dataclass(slots=True)
+class Site:
+    """state: the daemon's directory.  devices: path descriptors of host nodes, by name.
+
+    proc: how a sandbox gets /proc.  network: None = only "none" and "host"; why_no_network says so."""
+
+    state: bytes
+    ids: userns.IdPlan
+    devices: dict[str, int]
+    proc: Literal["new", "bind", "none"] = "new"
+    network: Network | None = None
+    why_no_network: str = ""
+    filters: dict[bool, bytes] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, state: str, ids: userns.IdPlan) -> Site:
+        """Make the state's directories and pin the host's device nodes.  Raises Unsupported, OSError."""
+        site = cls(os.fsencode(state), ids, {})
+        for name in (b"trees", b"tmp", b"caches"):
+            os.makedirs(os.path.join(site.state, name), 0o700, exist_ok=True)
+        os.makedirs(site.empty, 0o755, exist_ok=True)
+        os.chown(site.empty, ids.shift, ids.shift)
+        for name, (major, minor) in spec.DEVICES.items():
+            site.devices[name] = mounts.device(f"/dev/{name}", major, minor)
+        return site
+
+    @property
+    def shift(self) -> int:
+        return self.ids.shift
+
+    @property
+    def squash(self) -> bool:
+        """One id only: owners are neither set nor read."""
+        return self.ids.mode == "single"
+
+    @property
+    def empty(self) -> bytes:
+        """An empty directory: the lower layer of scratch."""
+        return os.path.join(self.state, b"empty")
+
+    def tree(self, name: str) -> bytes:
+        """The files of a tree; ``name`` was checked by :func:`spec.trees`."""
+        return os.path.join(self.state, b"trees", name.encode(), b"fs")
+
+    def filter(self, *, insecure: bool) -> bytes:
+        """The seccomp program, b"" for insecure steps."""
+        if insecure:
+            return b""
+        if False not in self.filters:
+            from .seccomp import filter_bytes
+
+            self.filters[False] = filter_bytes(os.uname().machine, frozenset(spec.CAPABILITIES))
+        return self.filters[False]
+
+    def lease(self, kind: Kind) -> NetnsLease:
+        """A user namespace (and, but for "host", a network namespace) for one sandbox."""
+        if self.network is not None:
+            return self.network.lease(kind)
+        if kind == "default":
+            raise Unsupported(
+                f"network: {self.why_no_network or 'not available here'}",
+                hint="ocibuild doctor says what is missing; --network=none works",
+            )
+        return make_pair(self.ids, kind)
+
+
+def make_pair(ids: userns.IdPlan, kind: Kind) -> NetnsLease:
+    """A fresh U1 with its maps written and, unless kind is "host", an empty network with lo up.
+
+    A child makes the namespaces, we write its maps and keep descriptors, the child ends."""
+    ours, theirs = socket.socketpair()
+    child = os.fork()
+    if child == 0:
+        ours.close()
+        _make_namespaces(theirs, kind)
+    theirs.close()
+    try:
+        pid = ours.recv(64).decode()
+        if not pid.isdecimal():
+            raise Unsupported(f"user namespace for a sandbox: {pid or 'the helper ended'}")
+        if ids.mode == "single":
+            _write_setgroups_deny(pid)
+        userns.write_map(pid, "uid", ids.inner_map())
+        userns.write_map(pid, "gid", ids.inner_map(gids=True))
+        flags = os.O_RDONLY | os.O_CLOEXEC
+        user = os.open(f"/proc/{pid}/ns/user", flags)
+        net = -1 if kind == "host" else os.open(f"/proc/{pid}/ns/net", flags)
+    finally:
+        ours.close()
+        os.waitpid(child, 0)
+    return NetnsLease(kind=kind, userns=user, netns=net, address="", address6="", slot=-1)
+
+
+def _write_setgroups_deny(pid: str) -> None:
+    # The parent already denies it in the single-id mode, which is inherited.
+    fd = os.open(f"/proc/{pid}/setgroups", os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, b"deny")
+    finally:
+        os.close(fd)
+
+
+def _make_namespaces(sock: socket.socket, kind: Kind) -> None:
+    try:
+        flags = syscalls.CLONE_NEWUSER | (0 if kind == "host" else syscalls.CLONE_NEWNET)
+        syscalls.unshare(flags)
+        if kind != "host":
+            raise_loopback()
+        # Numbers in /proc are those of the host's pid namespace: ours would mean nothing there.
+        sock.send(os.readlink("/proc/self").encode())
+        sock.recv(1)
+    except OSError as error:
+        sock.send(str(error.strerror).encode()[:64])
+    finally:
+        os._exit(0)
+
+
+def raise_loopback() -> None:
+    """Set lo up in the current network namespace."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        request = struct.pack("16sH14x", b"lo", 0)
+        flags: int = struct.unpack_from("16sH", fcntl.ioctl(sock, SIOCGIFFLAGS, request))[1]
+        fcntl.ioctl(sock, SIOCSIFFLAGS, struct.pack("16sH14x", b"lo", flags | IFF_UP))
