@@ -69,6 +69,11 @@ def read(path: Path = RESOLV_CONF, upstream: Path = RESOLVED_UPSTREAM) -> Resolv
     return found
 
 
+def host_text() -> str:
+    """The host's resolv.conf as it is: right for who shares its network."""
+    return _text(RESOLV_CONF)
+
+
 def _text(path: Path) -> str:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)

@@ -172,9 +172,9 @@ class Rtnl:
         found: list[IpNetwork] = []
         for body in self.dump(RTM_GETROUTE):
             family, length, table, kind = body[0], body[1], body[4], body[7]
-            size = {socket.AF_INET: 4, socket.AF_INET6: 16}.get(family)
-            if size is None or table != 254 or kind != 1:
+            if family not in {socket.AF_INET, socket.AF_INET6} or table != 254 or kind != 1:
                 continue
+            size = 4 if family == socket.AF_INET else 16
             packed = _attributes(body, 12).get(1, bytes(size))  # RTA_DST
             found.append(ipaddress.ip_network((packed, length), strict=False))
         return found

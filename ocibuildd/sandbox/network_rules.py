@@ -34,7 +34,10 @@ DENIED: tuple[IpNetwork, ...] = tuple(
         "100.100.100.200/32",  # Alibaba's metadata service
         "168.63.129.16/32",  # Azure's
         "192.0.0.192/32",  # Oracle's
-        "::/127", "::ffff:0:0/96", "64:ff9b:1::/48", "fe80::/10", "ff00::/8",
+        "::/127", "::ffff:0:0/96", "fe80::/10", "ff00::/8",
+        # the same by way of translators: NAT64 (RFC 6052, 8215) and 6to4 (RFC 3056)
+        "64:ff9b::7f00:0/104", "64:ff9b::a9fe:0/112", "64:ff9b:1::/48", "2002:7f00::/24",
+        "2002:a9fe::/32",
         "fd00:ec2::/32",  # Amazon's metadata service and resolver
         "fd20:ce::254/128",  # Google's
     )
@@ -227,8 +230,8 @@ def batch(listed: Sequence[Rule]) -> tuple[bytes, int]:
         body = _string(1, TABLE) + _string(2, rule.chain) + attribute(4, _expressions(rule))
         messages.append((_NEWRULE, _CREATE | _APPEND, body))
     data = _message(0x10, _REQUEST, 0, 0, 10, b"")
-    for number, (kind, flags, body) in enumerate(messages, 1):
-        data += _message(kind, flags | _REQUEST | _ACK, number, 1, 0, body)  # NFPROTO_INET
+    for number, (operation, flags, body) in enumerate(messages, 1):
+        data += _message(operation, flags | _REQUEST | _ACK, number, 1, 0, body)  # NFPROTO_INET
     return data + _message(0x11, _REQUEST, len(messages) + 1, 0, 10, b""), len(messages)
 
 
