@@ -1,0 +1,490 @@
+"""Expansion of variables in a word, as BuildKit does it for the builder's own instructions.
+
+``$v  ${v}  ${v:-w}  ${v-w}  ${v:+w}  ${v+w}  ${v:?w}  ${v?w}  ${v#p}  ${v##p}  ${v%p}  ${v%%p}
+${v/p/w}  ${v//p/w}``; ``w`` may nest.  Patterns know ``*`` and ``?`` only.  Single quotes keep, double
+quotes expand, the escape token quotes one character; quotes go unless ``raw_quotes`` is set.
+
+Linear in the text: runs of plain characters are taken at once, patterns run as bit-parallel automata,
+and nesting and the size of results are bounded.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from .faults import Fault
+from .gotext import SPACES, SURROGATES, quote
+
+MAX_NESTING = 64
+MAX_RESULT = 4 << 20
+"""Characters that one word may expand to."""
+MAX_SHOWN = 500
+"""Characters of a word in a message."""
+MAX_WORK = 1 << 21
+"""Characters that the patterns of one Dockerfile may look at, all together."""
+
+_SPECIAL_NAMES = frozenset("@*#?-$!0")
+_SPACE = re.compile(f"[{SPACES}]+")
+_DIGITS = re.compile(r"\d+")
+_NAME = re.compile(r"\w*")
+_TEMPLATE = re.compile(r"\$(?:\$|\{(\w+)\}|(\w+))")
+
+
+@dataclass(slots=True)
+class Expansion:
+    """A word after expansion; ``words`` is it split at white space that wasn't quoted.
+
+    matched, unmatched: names that were and weren't set, in the order of their use."""
+
+    text: str
+    words: list[str] = field(default_factory=list)
+    matched: dict[str, None] = field(default_factory=dict)
+    unmatched: dict[str, None] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Work:
+    """What patterns may still look at."""
+
+    left: int = MAX_WORK
+
+    def spend(self, characters: int) -> None:
+        self.left -= characters
+        if self.left < 0:
+            raise Fault("the patterns of the substitutions are too much work")
+
+
+@dataclass(frozen=True, slots=True)
+class Expander:
+    """How words are read.  ``escape`` is the escape token; raw_quotes and raw_escapes leave quotes and
+    escape tokens in the result; skip_quotes gives quotes no meaning; keep_unset leaves ``$unset`` alone."""
+
+    escape: str = "\\"
+    raw_quotes: bool = False
+    raw_escapes: bool = False
+    skip_quotes: bool = False
+    keep_unset: bool = False
+    work: Work = field(default_factory=Work)
+
+    def expand(self, word: str, env: Mapping[str, str]) -> Expansion:
+        """Expand a word, and split it.  Raises Fault."""
+        if not self.special(word):
+            return Expansion(word, [part for part in _SPACE.split(word) if part])
+        scanner = _Scanner(self, SURROGATES.sub("\ufffd", word), env, split=True)
+        text = scanner.run(word)
+        return Expansion(text, scanner.words, scanner.matched, scanner.unmatched)
+
+    def word(self, word: str, env: Mapping[str, str]) -> Expansion:
+        """Expand a word without splitting it (``words`` stays empty).  Raises Fault."""
+        if not self.special(word):
+            return Expansion(word)
+        scanner = _Scanner(self, SURROGATES.sub("\ufffd", word), env, split=False)
+        text = scanner.run(word)
+        return Expansion(text, [], scanner.matched, scanner.unmatched)
+
+    def special(self, word: str) -> bool:
+        """Whether expansion could change the word."""
+        return "$" in word or self.escape in word or "'" in word or '"' in word or not word.isascii()
+
+
+class _Words:
+    """Collects the words of a text; raw text is never split."""
+
+    __slots__ = ("inside", "parts", "words")
+
+    def __init__(self) -> None:
+        self.words: list[str] = []
+        self.parts: list[str] = []
+        self.inside = False
+
+    def add(self, text: str) -> None:
+        start = 0
+        for space in _SPACE.finditer(text):
+            if space.start() > start:
+                self.add_raw(text[start : space.start()])
+            if self.inside:
+                self.close()
+            start = space.end()
+        if start < len(text):
+            self.add_raw(text[start:])
+
+    def add_raw(self, text: str) -> None:
+        self.parts.append(text)
+        self.inside = True
+
+    def close(self) -> None:
+        word = "".join(self.parts)
+        if word:
+            self.words.append(word)
+            self.parts.clear()
+            self.inside = False
+
+
+class _Scanner:
+    """One pass over one word."""
+
+    __slots__ = (
+        "chunk", "depth", "end", "env", "how", "inner", "matched", "pos", "raw_escapes", "size", "split", "text",
+        "unmatched", "words",
+    )
+
+    def __init__(self, how: Expander, text: str, env: Mapping[str, str], *, split: bool) -> None:
+        self.how = how
+        self.text = text
+        self.end = len(text)
+        self.pos = 1 if text.startswith("\ufeff") else 0
+        self.env = env
+        self.split = split
+        self.raw_escapes = how.raw_escapes
+        self.words: list[str] = []
+        self.matched: dict[str, None] = {}
+        self.unmatched: dict[str, None] = {}
+        self.depth = 0
+        self.size = 0
+        escape = re.escape(how.escape)
+        self.chunk = re.compile(rf"[^${escape}]+" if how.skip_quotes else rf"[^$'\"{escape}]+")
+        self.inner = re.compile(rf'[^$"{escape}]+')
+
+    def run(self, source: str) -> str:
+        try:
+            return self.until("")
+        except Fault as fault:
+            raise Fault(f"failed to process {quote(source if len(source) <= MAX_SHOWN else source[:MAX_SHOWN] + '…')}: {fault.message}", token=fault.token) from None
+
+    def until(self, stop: str) -> str:
+        """Read to the ``stop`` character (consumed), or to the end for ""."""
+        out: list[str] = []
+        words = _Words() if self.split and not stop else None
+        chunk = self._chunk_to(stop) if stop else self.chunk
+        text, quotes = self.text, not self.how.skip_quotes
+        while self.pos < self.end:
+            found = chunk.match(text, self.pos)
+            if found is not None:
+                self.pos = found.end()
+                self._emit(found[0], out, words, raw=False)
+                continue
+            char = text[self.pos]
+            if char == stop:
+                self.pos += 1
+                return "".join(out)
+            if char == "$":
+                self._emit(self.dollar(), out, words, raw=False)
+            elif quotes and char == "'":
+                self._emit(self.single_quoted(), out, words, raw=True)
+            elif quotes and char == '"':
+                self._emit(self.double_quoted(), out, words, raw=True)
+            else:
+                self._escaped(out, words)
+        if stop:
+            raise Fault(f"unexpected end of statement while looking for matching {stop}")
+        if words is not None:
+            words.close()
+            self.words = words.words
+        return "".join(out)
+
+    def _chunk_to(self, stop: str) -> re.Pattern[str]:
+        quotes = "" if self.how.skip_quotes else "'\""
+        return re.compile(rf"[^${quotes}{re.escape(self.how.escape)}{re.escape(stop)}]+")
+
+    def _emit(self, text: str, out: list[str], words: _Words | None, *, raw: bool) -> None:
+        self.size += len(text)
+        if self.size > MAX_RESULT:
+            raise Fault(f"expansion gives more than {MAX_RESULT:,} characters")
+        out.append(text)
+        if words is not None:
+            (words.add_raw if raw else words.add)(text)
+
+    def _escaped(self, out: list[str], words: _Words | None) -> None:
+        if self.raw_escapes:
+            self._emit(self.how.escape, out, words, raw=True)
+        self.pos += 1
+        if self.pos < self.end:  # a token at the end goes
+            self._emit(self.text[self.pos], out, words, raw=True)
+            self.pos += 1
+
+    def single_quoted(self) -> str:
+        close = self.text.find("'", self.pos + 1)
+        if close < 0:
+            self.pos = self.end
+            raise Fault("unexpected end of statement while looking for matching single-quote", token="'")
+        start, self.pos = self.pos, close + 1
+        return self.text[start : close + 1] if self.how.raw_quotes else self.text[start + 1 : close]
+
+    def double_quoted(self) -> str:
+        out = ['"'] if self.how.raw_quotes else []
+        escape, text = self.how.escape, self.text
+        self.pos += 1
+        while self.pos < self.end:
+            found = self.inner.match(text, self.pos)
+            if found is not None:
+                self.pos = found.end()
+                out.append(found[0])
+                continue
+            char = text[self.pos]
+            if char == "$":
+                out.append(self.dollar())
+                continue
+            self.pos += 1
+            if char == '"':
+                if self.how.raw_quotes:
+                    out.append(char)
+                return "".join(out)
+            if self.raw_escapes:
+                out.append(escape)
+            if self.pos < self.end:
+                if text[self.pos] in ('"', "$", escape):
+                    char = text[self.pos]
+                    self.pos += 1
+                out.append(char)
+        raise Fault("unexpected end of statement while looking for matching double-quote", token='"')
+
+    def name(self) -> str:
+        """A variable's name at the current place; "" for none."""
+        if self.pos >= self.end:
+            return ""
+        char = self.text[self.pos]
+        digits = _DIGITS.match(self.text, self.pos)
+        if digits is not None:
+            self.pos = digits.end()
+            return digits[0]
+        if char in _SPECIAL_NAMES:
+            self.pos += 1
+            return char
+        found = _NAME.match(self.text, self.pos)
+        self.pos = found.end() if found else self.pos
+        return found[0] if found else ""
+
+    def lookup(self, name: str) -> str | None:
+        value = self.env.get(name)
+        (self.unmatched if value is None else self.matched)[name] = None
+        return value
+
+    def peek(self) -> str:
+        return self.text[self.pos] if self.pos < self.end else ""
+
+    def take(self) -> str:
+        char = self.peek()
+        self.pos += bool(char)
+        return char
+
+    def dollar(self) -> str:
+        self.pos += 1
+        if self.peek() != "{":
+            name = self.name()
+            if not name:
+                return "$"
+            value = self.lookup(name)
+            if value is None and self.how.keep_unset:
+                return "$" + name
+            return value or ""
+        self.pos += 1
+        first = self.peek()
+        if not first:
+            raise Fault("syntax error: missing '}'", token="${")
+        if first in "{}:":
+            raise Fault("syntax error: bad substitution", token="${")
+        name = self.name()
+        operator = self.take()
+        if operator == "}":
+            value = self.lookup(name)
+            if value is None and self.how.keep_unset:
+                return "${" + name + "}"
+            return value or ""
+        self.depth += 1
+        if self.depth > MAX_NESTING:
+            raise Fault(f"variables are nested more than {MAX_NESTING} deep")
+        result = self.substitute(name) if operator == "/" else self.modify(name, operator)
+        self.depth -= 1
+        return result
+
+    def nested(self, stop: str, raw_escapes: bool, missing: str) -> str:
+        before, self.raw_escapes = self.raw_escapes, raw_escapes
+        size = self.size
+        try:
+            return self.until(stop)
+        except Fault:
+            if self.pos >= self.end:
+                raise Fault(f"syntax error: missing {missing}", token="${") from None
+            raise
+        finally:
+            self.raw_escapes = before
+            self.size = size
+
+    def modify(self, name: str, operator: str) -> str:
+        written, null_is_unset = operator, operator == ":"
+        if null_is_unset:
+            operator = self.take()
+            written += operator
+        elif operator not in ("+", "-", "?", "#", "%"):
+            raise Fault(f"unsupported modifier ({operator or '�'}) in substitution", token="${" + name)
+        # The flag of an outer pattern isn't inherited: each word says how it reads escapes.
+        word = self.nested("}", operator in ("#", "%"), "'}'")
+        value = self.lookup(name)
+        if value is None and self.how.keep_unset:
+            return "${" + name + written + word + "}"
+        empty = value is None or (null_is_unset and value == "")
+        if operator == "-":
+            return word if empty else value or ""
+        if operator == "+":
+            return "" if empty else word
+        if operator == "?":
+            if empty:
+                reason = "unset" if value is None else "empty"
+                raise Fault(f"{name}: {word or f'is not allowed to be {reason}'}", token="${" + name)
+            return value or ""
+        if operator and operator in "#%":
+            greedy = word[:1] == operator
+            cut = trim_suffix if operator == "%" else trim_prefix
+            self.how.work.spend(len(word) + len(value or ""))
+            return cut(word[greedy:], value or "", greedy=greedy)
+        raise Fault(f"unsupported modifier ({written}) in substitution", token="${" + name)
+
+    def substitute(self, name: str) -> str:
+        everywhere = self.peek() == "/"
+        self.pos += everywhere
+        pattern = self.nested("/", True, "'/' in ${}")
+        replacement = self.nested("}", True, "'}'")
+        value = self.lookup(name)
+        if value is None and self.how.keep_unset:
+            return "${" + f"{name}/{pattern}/{replacement}" + "}"
+        value = value or ""
+        self.how.work.spend(len(pattern) + 2 * len(value))
+        result = _Glob(pattern).replace(value, replacement, everywhere=everywhere)
+        if len(result) > MAX_RESULT:
+            raise Fault(f"expansion gives more than {MAX_RESULT:,} characters")
+        return result
+
+
+class _Glob:
+    """A shell pattern of ``*``, ``?`` and literals, run bit by bit; neither wildcard matches a newline.
+
+    Bit i: the first i characters of the pattern are matched.  Python's integers make it linear enough."""
+
+    def __init__(self, pattern: str, *, backwards: bool = False) -> None:
+        self.any = self.stars = 0
+        self.literals: dict[str, int] = {}
+        self.pattern = pattern
+        tokens = _glob_tokens(pattern)
+        if backwards:
+            tokens.reverse()
+        position = 0
+        for token, char in tokens:
+            if token == "*":
+                self.stars |= 1 << position
+                continue
+            if token == "?":
+                self.any |= 1 << position
+            else:
+                self.literals[char] = self.literals.get(char, 0) | 1 << position
+            position += 1
+        self.accept = 1 << position
+
+    def step(self, state: int, char: str) -> int:
+        mask = self.literals.get(char, 0)
+        if char == "\n":
+            return (state & mask) << 1
+        return (state & (mask | self.any)) << 1 | (state & self.stars)
+
+    def prefix(self, value: str, start: int, *, greedy: bool) -> int:
+        """End of the shortest or longest match that begins at ``start``; -1 for none."""
+        state, end = 1, -1
+        if state & self.accept:
+            if not greedy:
+                return start
+            end = start
+        for index in range(start, len(value)):
+            state = self.step(state, value[index])
+            if not state:
+                break
+            if state & self.accept:
+                end = index + 1
+                if not greedy:
+                    break
+        return end
+
+    def starts(self, value: str) -> list[bool]:
+        """For every place whether a match begins there: the pattern, backwards, from every end."""
+        backwards = _Glob(self.pattern, backwards=True)
+        out = [False] * (len(value) + 1)
+        state = 1
+        out[len(value)] = bool(state & backwards.accept)
+        for index in range(len(value) - 1, -1, -1):
+            state = backwards.step(state, value[index]) | 1
+            out[index] = bool(state & backwards.accept)
+        return out
+
+    def replace(self, value: str, replacement: str, *, everywhere: bool) -> str:
+        """Go's ``ReplaceAllString`` (with its ``$`` templates), or of the first match only."""
+        starts = self.starts(value)
+        out: list[str] = []
+        position, copied, size = 0, 0, 0
+        while position <= len(value):
+            try:
+                begin = starts.index(True, position)
+            except ValueError:
+                break
+            end = self.prefix(value, begin, greedy=True)
+            if not everywhere:
+                return value[:begin] + replacement + value[end:]
+            out.append(value[copied:begin])
+            if end > copied or begin == 0:
+                out.append(_template(replacement, value[begin:end]))
+                size += len(out[-1])
+                if size > MAX_RESULT:
+                    raise Fault(f"expansion gives more than {MAX_RESULT:,} characters")
+            copied = end
+            position = max(position + 1, end)
+        out.append(value[copied:])
+        return "".join(out)
+
+
+def _glob_tokens(pattern: str) -> list[tuple[str, str]]:
+    """``[(kind, character)]``: kind "*", "?" or "=" (the character itself)."""
+    out: list[tuple[str, str]] = []
+    index = 0
+    while index < len(pattern):
+        char = pattern[index]
+        index += 1
+        if char == "*":
+            if not out or out[-1][0] != "*":
+                out.append(("*", "*"))
+            continue
+        if char == "?":
+            out.append(("?", "?"))
+            continue
+        if char == "\\":
+            if pattern[index : index + 1] in ("}", "/"):
+                continue  # the escape only hid it from ${}
+            escaped = pattern[index : index + 1]
+            if not escaped or escaped not in "*?\\":
+                raise Fault(
+                    f"invalid pattern ({pattern}) in substitution: invalid escape '\\{escaped or '�'}'"
+                )
+            char = escaped
+            index += 1
+        out.append(("=", char))
+    return out
+
+
+def _template(replacement: str, whole: str) -> str:
+    """``regexp.Expand``: there are no groups, so ``$0`` is the match and other names are empty."""
+    if "$" not in replacement:
+        return replacement
+    return _TEMPLATE.sub(
+        lambda found: "$" if found[0] == "$$" else whole if (found[1] or found[2]).strip("0") == "" else "",
+        replacement,
+    )
+
+
+def trim_prefix(pattern: str, value: str, *, greedy: bool) -> str:
+    """``${v#p}`` and ``${v##p}``."""
+    end = _Glob(pattern).prefix(value, 0, greedy=greedy)
+    return value[end:] if end >= 0 else value
+
+
+def trim_suffix(pattern: str, value: str, *, greedy: bool) -> str:
+    """``${v%p}`` and ``${v%%p}``: the same on both reversed."""
+    end = _Glob(pattern, backwards=True).prefix(value[::-1], 0, greedy=greedy)
+    return value[: len(value) - end] if end >= 0 else value
