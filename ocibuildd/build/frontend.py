@@ -1,0 +1,177 @@
+"""From a Dockerfile to a Plan: resolves what images it names, as often as that brings up new ones."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import platform as host
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from .. import dockerfile as front
+from ..dockerfile import LowerOptions, NamedContext
+from ..errors import BuildError, DockerfileError, InvalidArgument
+from ..executor.image import ImagePuller, ResolvedImage
+from ..executor.source import Directory
+from ..model.graph import ImageSource, Plan
+from ..model.oci import Platform
+from ..model.request import BuildRequest
+from .context import ContextOpener, OpenContext, parse_ignore
+
+MAX_ROUNDS = 32
+"""ONBUILD triggers that bring in images whose ONBUILD triggers bring in images."""
+MACHINES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "i686": "386"}
+
+
+def host_platform() -> Platform:
+    """The platform that RUN steps run on."""
+    machine = host.machine()
+    variant = {"armv7l": "v7"}.get(machine, "")
+    return Platform(MACHINES.get(machine, machine), "linux", variant=variant)
+
+
+def parse_platform(text: str) -> Platform:
+    """``os/arch[/variant]``, or ``local``.  Raises InvalidArgument."""
+    if text == "local":
+        return host_platform()
+    parts = text.lower().split("/")
+    if len(parts) == 1:
+        parts = ["linux", *parts]
+    if len(parts) not in (2, 3) or not all(parts):
+        raise InvalidArgument(f"platform {text!r}: os/architecture[/variant] is wanted")
+    arch = {"x86_64": "amd64", "aarch64": "arm64"}.get(parts[1], parts[1])
+    variant = parts[2] if len(parts) == 3 else ""
+    if (arch, variant) in (("arm64", "v8"), ("amd64", "v1")):
+        variant = ""
+    return Platform(arch, parts[0], variant=variant)
+
+
+@dataclass(frozen=True, slots=True)
+class Lowered:
+    """A plan and what it stands on: images by vertex index."""
+
+    plan: Plan
+    images: Mapping[int, ResolvedImage]
+    warnings: tuple[str, ...] = ()
+
+
+class FrontEnd:
+    """One build's way from text to plan."""
+
+    def __init__(self, puller: ImagePuller, asked: BuildRequest, context: OpenContext):
+        self._puller = puller
+        self._asked = asked
+        self._context = context
+        self._tree = front.parse(context.dockerfile, context.filename)
+        self._resolved: dict[tuple[str, str], ResolvedImage] = {}
+        self._known: dict[tuple[str, str], front.ResolvedImage] = {}
+        self.directories: dict[str, Directory] = {}
+
+    def options(self, platform: Platform | None, contexts: Mapping[str, NamedContext]) -> LowerOptions:
+        """What the request asks of the front end."""
+        asked = self._asked
+        here = host_platform()
+        arguments = dict(asked.build_args)
+        return LowerOptions(
+            target=asked.target, build_args=arguments, labels=asked.labels,
+            platform=platform or here, build_platform=here, implicit_platform=platform is None,
+            no_cache=asked.no_cache, no_cache_filter=asked.no_cache_filter, network=asked.network,
+            contexts=contexts, context=front.ContextSource(ignore=self._context.ignore),
+            epoch=_epoch(asked),
+            hostname=arguments.get("BUILDKIT_SANDBOX_HOSTNAME") or "",
+            cache_namespace=arguments.get("BUILDKIT_CACHE_MOUNT_NS") or "",
+            multi_platform=len(asked.platforms) > 1, compat=asked.compat,
+        )
+
+    def named_contexts(self, opener: ContextOpener) -> dict[str, NamedContext]:
+        """``--build-context``, classified; local ones are opened.  Raises InvalidArgument, NotFound."""
+        found: dict[str, NamedContext] = {}
+        for name, value in self._asked.build_contexts.items():
+            kind, rest = _classify(value)
+            if kind != "local":
+                found[name] = NamedContext(kind, rest)
+                continue
+            directory = opener.local(rest, f"build context {name}")
+            directory.ignore = parse_ignore(directory)
+            self.directories[name] = directory
+            found[name] = NamedContext("local", "", directory.ignore)
+        return found
+
+    async def lower(self, options: LowerOptions) -> Lowered:
+        """Resolve images until none is missing, then lower.  Raises DockerfileError and what
+        resolving raises."""
+        warnings: list[str] = []
+        for _ in range(MAX_ROUNDS):
+            wanted = [
+                (ref, platform) for ref, platform in front.required_images(self._tree, options, self._known)
+                if (ref, str(platform)) not in self._known
+            ]
+            if not wanted:
+                break
+            for image in await asyncio.gather(*(self._resolve(*want) for want in wanted)):
+                warnings += image.warnings
+        else:
+            raise DockerfileError(f"more than {MAX_ROUNDS} rounds of images that bring in others")
+        plan = front.lower(self._tree, options, self._known)
+        by_digest = {(image.digest, layout): image for layout, image in self._layouts()}
+        images = {
+            index: by_digest[vertex.op.digest, vertex.op.layout]
+            for index, vertex in enumerate(plan.vertices) if isinstance(vertex.op, ImageSource)
+        }
+        return Lowered(plan, images, tuple(dict.fromkeys(warnings)))
+
+    def _layouts(self) -> list[tuple[str, ResolvedImage]]:
+        return [(self._known[key].layout, image) for key, image in self._resolved.items()]
+
+    async def _resolve(self, ref: str, platform: Platform) -> ResolvedImage:
+        try:
+            image = await self._puller.resolve(
+                ref, platform, pull=self._asked.pull, auth=self._asked.auth
+            )
+        except BuildError as error:
+            if not error.message.startswith(ref):
+                error.message = f"{ref}: {error.message}"
+            raise
+        name = str(image.reference) if image.reference is not None else ref
+        self._resolved[ref, str(platform)] = image
+        self._known[ref, str(platform)] = front.ResolvedImage(name, image.digest, image.config)
+        return image
+
+    def check(self, options: LowerOptions) -> object:
+        """--call=check: the findings."""
+        return front.check(self._tree, options, self._known)
+
+    def outline(self, options: LowerOptions) -> object:
+        """--call=outline."""
+        return front.outline(self._tree, options, self._known)
+
+    def targets(self) -> object:
+        """--call=targets."""
+        return front.targets(self._tree)
+
+    def close(self) -> None:
+        """Give the named contexts' descriptors back."""
+        for directory in self.directories.values():
+            directory.close()
+
+
+def _epoch(asked: BuildRequest) -> int | None:
+    if not asked.epoch or not asked.epoch.strip().isdecimal():
+        return None
+    return int(asked.epoch)
+
+
+def _classify(value: str) -> tuple[str, str]:
+    """(kind, value) of a --build-context."""
+    if value.startswith("docker-image://"):
+        return "image", value.removeprefix("docker-image://")
+    if value.startswith("oci-layout://"):
+        return "oci-layout", value.removeprefix("oci-layout://")
+    if value.startswith(("git://", "git@", "ssh://")) or ".git" in value.partition("#")[0][-4:]:
+        return "git", value
+    if value.startswith(("http://", "https://")):
+        return "http", value
+    return "local", os.path.abspath(value) if value.startswith("/") else value
+
+
+__all__ = ["FrontEnd", "Lowered", "host_platform", "parse_platform", "replace"]

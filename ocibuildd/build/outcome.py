@@ -1,0 +1,107 @@
+"""What a build made, as images: the one that was asked for, and one for each instruction.  Pure.
+
+An intermediate image is the image as it stood after one instruction: the same config and history, cut
+off there.  Times in history come from when each layer was first made, so that a build that is wholly
+cached gives the very same image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import msgspec
+
+from ..export.image import Composed, LayerBlob, Line, compose, from_config, layer_blob, rfc3339
+from ..model.graph import Plan, StagePlan
+from ..model.oci import ImageConfig
+from ..ports import Layer, LayerId
+
+
+@dataclass(frozen=True, slots=True)
+class VertexOutcome:
+    """What images need to know of a vertex: its chain, the layer that it added (None = none) and when
+    that was first made (seconds since the epoch)."""
+
+    chain: tuple[LayerId, ...]
+    layer: LayerId | None
+    created: float
+
+
+@dataclass(frozen=True, slots=True)
+class MadeImage:
+    """An image that the build made.  ``step``: index in the stage's steps, None = the stage's own."""
+
+    composed: Composed
+    chain: tuple[LayerId, ...]
+    created_by: str
+    stage: int
+    step: int | None
+
+
+class ImageMaker:
+    """Makes the images of one plan.  layers: every layer of every chain, by id.
+
+    keep_empty: a step that changed nothing has an empty layer all the same (BuildKit's way)."""
+
+    def __init__(
+        self, plan: Plan, outcomes: Mapping[int, VertexOutcome], layers: Mapping[LayerId, Layer], *,
+        keep_empty: bool = True,
+    ):
+        self._plan = plan
+        self._outcomes = outcomes
+        self._layers = layers
+        self._blobs: dict[LayerId, LayerBlob] = {}
+        self._keep_empty = keep_empty
+
+    def final(self, stage: StagePlan) -> MadeImage:
+        """The image of a stage."""
+        return self._make(stage, stage.image, len(stage.history), stage.vertex, None)
+
+    def intermediate(self, stage: StagePlan, number: int) -> MadeImage:
+        """The image as it stood after the stage's step of this index."""
+        step = stage.steps[number]
+        template = msgspec.structs.replace(stage.image, config=step.config)
+        return self._make(stage, template, step.history, step.vertex, number)
+
+    def _make(
+        self, stage: StagePlan, template: ImageConfig, until: int, vertex: int | None, step: int | None
+    ) -> MadeImage:
+        base_layers: tuple[LayerBlob, ...] = ()
+        if stage.base is not None and stage.base_vertex is not None:
+            chain = self._outcomes[stage.base_vertex].chain
+            base_layers = from_config(stage.base, b"", [self._blob(each) for each in chain]).layers
+        lines = self._lines(stage, until)
+        created = None
+        if self._plan.epoch is None and not any(line.created for line in lines):
+            # No layer of its own: the base's time; without any, always the same.
+            created = stage.base.created if stage.base is not None else None
+            created = created or rfc3339(0)
+        composed = compose(
+            template, stage.base, base_layers, lines, created=created, epoch=self._plan.epoch,
+            keep_empty=self._keep_empty,
+        )
+        chain = self._outcomes[vertex].chain if vertex is not None else ()
+        return MadeImage(composed, chain, lines[-1].created_by if lines else "", stage.index, step)
+
+    def _lines(self, stage: StagePlan, until: int) -> list[Line]:
+        lines: list[Line] = []
+        seen: set[int] = set()
+        for item in stage.history[:until]:
+            outcome = self._outcomes.get(item.vertex) if item.vertex is not None else None
+            layer = None
+            if outcome is not None and item.vertex not in seen and outcome.layer is not None:
+                layer = self._blob(outcome.layer)
+            if item.vertex is not None:
+                seen.add(item.vertex)
+            created = rfc3339(outcome.created) if outcome is not None and outcome.created else None
+            lines.append(Line(
+                item.created_by, item.vertex is not None, layer, created, item.comment, item.author,
+            ))
+        return lines
+
+    def _blob(self, layer: LayerId) -> LayerBlob:
+        blob = self._blobs.get(layer)
+        if blob is None:
+            blob = self._blobs[layer] = layer_blob(self._layers[layer])
+        return blob
