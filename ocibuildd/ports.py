@@ -410,7 +410,8 @@ class Result:
     and awaiting ``settled`` gives the final Result (same content, perhaps other layers).
     provisional: stands for the identity until then; the same for all who share the run.
     directory: the executor's own handle of a context, download or checkout.
-    layer: what this vertex itself added, None = nothing.
+    layer: what this vertex itself added, None = nothing.  created: when it was first made, in seconds
+    since the epoch.
     """
 
     chain: tuple[LayerId, ...] = ()
@@ -419,6 +420,7 @@ class Result:
     settled: Callable[[], Awaitable[Result]] | None = None
     directory: Any = None
     layer: LayerId | None = None
+    created: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,6 +42,7 @@ class Job:
     hold(chain): keep these layers until the build ends; raises NotFound when they are gone.
     release: called once, when nothing needs the executor any more.
     variant: output options that are part of keys.
+    earlier(vertex, preimage): why an instruction that has no record is another than in the build before.
     """
 
     id: str
@@ -52,6 +53,7 @@ class Job:
     release: Callable[[], None]
     limit: int = 0
     variant: Mapping[str, Any] = field(default_factory=dict)
+    earlier: Callable[[int, cache.Preimage], list[reasons.Reason]] = lambda _vertex, _preimage: []
     results: dict[int, Result] = field(default_factory=dict)
     traces: dict[int, Trace] = field(default_factory=dict)
     used: set[str] = field(default_factory=set)

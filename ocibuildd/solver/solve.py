@@ -212,7 +212,7 @@ class Solver:
             if key in self._committing:
                 job.hold(self._committing[key].chain)
                 return self._known(job, index, self._committing[key], trace)
-            trace.reasons = self._why(trace.preimage)
+            trace.reasons = self._why(job, index, trace.preimage)
         return self._want(job, index, key, inputs, trace)
 
     def _source(self, job: Job, index: int, trace: Trace) -> list[Action]:
@@ -220,7 +220,6 @@ class Solver:
         result = job.executor.at_hand(index)
         if result is not None:
             job.hold(result.chain)
-            trace.cached = not isinstance(job.vertices[index].op, ContextSource)
             return self._known(job, index, result, trace)
         op = job.vertices[index].op
         # Downloads and checkouts are done with the build's own credentials: never shared.
@@ -297,13 +296,14 @@ class Solver:
         job.used.add(trace.key)
         trace.cached, trace.made_by = True, record.build
         changed = chain != parent.chain
-        return Result(chain, identity, layer=chain[-1] if changed and chain else None)
+        added = chain[-1] if changed and chain else None
+        return Result(chain, identity, layer=added, created=record.created)
 
-    def _why(self, preimage: cache.Preimage) -> list[reasons.Reason]:
+    def _why(self, job: Job, index: int, preimage: cache.Preimage) -> list[reasons.Reason]:
         """Why there is no record of this key."""
         nearest = self._records.nearest(preimage.selector)
         if nearest is None or not nearest.preimage:
-            return [reasons.Reason("first", "it never ran before")]
+            return job.earlier(index, preimage) or [reasons.Reason("first", "it never ran before")]
         try:
             return reasons.compare(cache.Preimage.from_json(nearest.preimage), preimage) or [
                 reasons.Reason("evicted", "its record was removed from the cache")
@@ -380,24 +380,24 @@ class Solver:
         key = _final(preimage, parent).key
         for job, vertex in run.listeners:
             job.traces[vertex].key = key
-        chain, records = parent.chain, []
+        chain, records, created = parent.chain, [], time.time()
         if content and work.layer is not None:
             chain = (*parent.chain, work.layer)
             same = cache.identity_key(identity, preimage.variant)
             earlier = None if run.job.vertices[run.vertex].ignore_cache else self._records.get(same)
             if earlier is not None and self._held(run, earlier.chain):
-                chain = earlier.chain
+                chain, created = earlier.chain, earlier.created
             else:
-                records.append(self._record(run, same, chain, identity, kind="internal"))
+                records.append(self._record(run, same, chain, identity, created, kind="internal"))
         own, value, known = chain, "", identity
         if work.standalone and work.layer is not None and content:
             own, value, known = chain[-1:], "standalone", content
-        records.append(self._record(run, key, own, known, kind="regular", value=value))
+        records.append(self._record(run, key, own, known, created, value=value))
         with self._transaction():
             for record in records:
                 self._records.put(record)
         changed = chain[-1] if chain != parent.chain else None
-        return Result(chain, identity, layer=changed)
+        return Result(chain, identity, layer=changed, created=created)
 
     def _held(self, run: Run, chain: Sequence[LayerId]) -> bool:
         try:
@@ -409,13 +409,13 @@ class Solver:
         return True
 
     def _record(
-        self, run: Run, key: str, chain: Sequence[LayerId], identity: str, *, kind: str,
-        value: str = "",
+        self, run: Run, key: str, chain: Sequence[LayerId], identity: str, created: float, *,
+        kind: str = "regular", value: str = "",
     ) -> Record:
         assert run.preimage is not None
         step = kind == "regular"
         return Record(
-            key, tuple(chain), value, run.preimage.to_json() if step else "", run.seconds, time.time(),
+            key, tuple(chain), value, run.preimage.to_json() if step else "", run.seconds, created,
             run.job.id, identity, run.preimage.selector if step else "",
             run.preimage.op_digest if step else "", kind=kind,
             description=run.job.vertices[run.vertex].name,
