@@ -1,12 +1,11 @@
-"""nsd, the process that works inside the user namespace: a fork loop and its jobs.
+"""nsd, the process that works inside the user namespace: its start and its jobs.
 
 Started by main as ``python -I -S -c BOOT … enter`` in the host's namespaces; that process enters U0, starts
 itself again (``serve``) as PID 1 of a pid namespace and ends.  Being PID 1, nsd takes every process of every job
 with it when it dies, however it dies; and it ends when main does, because their socket closes.
 
-Single-threaded: it waits, takes a request, forks a child for it and waits again.  A request is one datagram on the
-control socket: a line of JSON ({"job", "network"}), then the job's arguments; the first descriptor is the job's own
-socket, on which the child answers.  Main ends a job by shutting that socket down.
+The loop is ``sandbox.zygote``; what a job does with files is ``layer``; here one is given to the other.  A job gets
+the site, its arguments and its descriptors, in a child of its own, and returns what ``ports`` says.
 """
 
 from __future__ import annotations
@@ -14,269 +13,149 @@ from __future__ import annotations
 import errno
 import json
 import os
-import select
 import signal
 import socket
 import sys
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
 from . import errors, syscalls
-from .sandbox import supervisor, userns, wire
-from .sandbox.network import NetnsLease
+from .sandbox import userns, wire
 from .sandbox.site import Site
+from .sandbox.zygote import Job, Zygote
 
-CANCEL_GRACE = 2.0
-"""Seconds that a supervisor has to end its sandbox before it is killed itself."""
-
-REFILL_DELAY = 0.01
-"""Seconds without a request before the next sandbox is prepared."""
-
-Job = Callable[[Site, dict[str, Any], list[int]], dict[str, Any]]
+Arguments = dict[str, Any]
 
 
-@dataclass(slots=True)
-class Child:
-    """A forked job.  sock: our copy of the job's socket, to see main leave; None for a prepared sandbox."""
-
-    pid: int
-    pidfd: int
-    name: str
-    sock: socket.socket | None
-    lease: NetnsLease | None = None
-    kill_at: float = 0.0
+def _options(site: Site) -> dict[str, Any]:
+    return {"shift": site.shift, "squash": site.squash}
 
 
-@dataclass(slots=True)
-class Ready:
-    """A supervisor with a prepared sandbox that waits for a job."""
+def apply(site: Site, args: Arguments, fds: list[int]) -> dict[str, Any]:
+    """A layer's tar from fds[0] into a new tree."""
+    from .layer.apply import apply_layer
 
-    child: Child
-    requests: socket.socket
-
-
-class Zygote:
-    """The loop.  Everything is keyed by descriptor in one poll object."""
-
-    def __init__(self, site: Site, control: socket.socket, *, keep_ready: bool = True):
-        self.site = site
-        self.control = control
-        self.keep_ready = keep_ready
-        self.children: dict[int, Child] = {}
-        self.by_sock: dict[int, Child] = {}
-        self.ready: dict[str, Ready] = {}
-        self.wanted: set[str] = set()
-        self.poll = select.poll()
-        self.poll.register(control, select.POLLIN)
-
-    def loop(self) -> None:
-        """Until main closes the control socket."""
-        while True:
-            events = self.poll.poll(self._wait_ms())
-            if not events and self.wanted:
-                self._prepare(self.wanted.pop())
-            for fd, _ in events:
-                if fd == self.control.fileno():
-                    if not self._request():
-                        return
-                elif fd in self.children:
-                    self._ended(self.children[fd])
-                elif fd in self.by_sock:
-                    self._left(self.by_sock[fd])
-            self._kill_late()
-
-    def _wait_ms(self) -> int | None:
-        if self.wanted:
-            return int(REFILL_DELAY * 1000)
-        return 200 if any(child.kill_at for child in self.children.values()) else None
-
-    def _request(self) -> bool:
-        got = wire.receive_raw(self.control)
-        if got is None:
-            return False
-        data, fds = got
-        head: dict[str, Any] = json.loads(data.partition(b"\n")[0])
-        sock = socket.socket(fileno=fds[0])
+    with site.mounted(args.get("lowers", [])) as root:
+        tree = site.new_tree(args["tree"])
         try:
-            if head["job"] == "run":
-                self._start_run(head["network"], sock, data, fds)
-            else:
-                self._start_job(head["job"], sock, data, fds)
-        except errors.BuildError as error:
-            _answer(sock, {"error": error.to_dict()})
-            sock.close()
-        except OSError as error:
-            _answer(sock, {"errno": error.errno or errno.EIO, "message": str(error)})
-            sock.close()
+            return dict(apply_layer(
+                fds[0], tree, root=root, expect_diff_id=args.get("expect_diff_id", ""),
+                limits=args.get("limits"), **_options(site),
+            ))
         finally:
-            wire.close_all(fds[1:])
-        return True
-
-    # --- sandboxes ------------------------------------------------------------------------------------
-
-    def _start_run(self, kind: str, sock: socket.socket, data: bytes, fds: list[int]) -> None:
-        ready = self.ready.pop(kind, None)
-        if ready is None or ready.child.pidfd not in self.children:
-            ready = self._prepare_now(kind)
-        try:
-            wire.send_raw(ready.requests, data, fds)
-        except OSError:  # it died meanwhile: once more, with a fresh one
-            ready = self._prepare_now(kind)
-            wire.send_raw(ready.requests, data, fds)
-        finally:
-            ready.requests.close()
-        ready.child.name = "run"
-        self._watch_sock(ready.child, sock)
-        if self.keep_ready:
-            self.wanted.add(kind)
-
-    def _prepare(self, kind: str) -> None:
-        if kind in self.ready:
-            return
-        try:
-            self.ready[kind] = self._prepare_now(kind)
-        except (errors.BuildError, OSError):
-            return  # the next step of this kind tries again, and tells why
-
-    def _prepare_now(self, kind: str) -> Ready:
-        if kind not in {"default", "none", "host"}:
-            raise errors.InvalidArgument(f"run: network {kind[:100]!r} is none of default, none, host")
-        lease = self.site.lease(kind)  # type: ignore[arg-type]
-        ours, theirs = wire.pair()
-        pid = os.fork()
-        if pid == 0:
-            self._only(theirs)
-            supervisor.serve(self.site, lease, theirs)
-        theirs.close()
-        return Ready(self._add(pid, "ready", lease), ours)
-
-    # --- other jobs -----------------------------------------------------------------------------------
-
-    def _start_job(self, name: str, sock: socket.socket, data: bytes, fds: list[int]) -> None:
-        job = JOBS.get(name)
-        if job is None:
-            raise errors.InvalidArgument(f"nsd: no job is called {str(name)[:100]!r}")
-        pid = os.fork()
-        if pid == 0:
-            self._only(sock)
-            run_job(job, self.site, sock, data, fds[1:])
-        self._watch_sock(self._add(pid, name, None), sock)
-
-    def _add(self, pid: int, name: str, lease: NetnsLease | None) -> Child:
-        child = Child(pid, syscalls.pidfd_open(pid), name, None, lease)
-        self.children[child.pidfd] = child
-        self.poll.register(child.pidfd, select.POLLIN)
-        return child
-
-    def _watch_sock(self, child: Child, sock: socket.socket) -> None:
-        child.sock = sock
-        self.by_sock[sock.fileno()] = child
-        self.poll.register(sock, select.POLLRDHUP)
-
-    def _only(self, sock: socket.socket) -> None:
-        """In a child: drop what belongs to the loop, keep ``sock``."""
-        syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
-        self.control.close()
-        for child in self.children.values():
-            os.close(child.pidfd)
-            if child.sock is not None and child.sock is not sock:
-                child.sock.close()
-        for ready in self.ready.values():
-            ready.requests.close()
-
-    def _left(self, child: Child) -> None:
-        """Main has shut the job's socket down."""
-        if child.sock is None:
-            return
-        self.poll.unregister(child.sock)
-        self.by_sock.pop(child.sock.fileno(), None)
-        if child.name == "run":  # the supervisor sees it too, and ends its sandbox in order
-            child.kill_at = time.monotonic() + CANCEL_GRACE
-        else:
-            syscalls.pidfd_send_signal(child.pidfd, signal.SIGKILL)
-
-    def _kill_late(self) -> None:
-        now = time.monotonic()
-        for child in self.children.values():
-            if child.kill_at and now >= child.kill_at:
-                child.kill_at = 0.0
-                syscalls.pidfd_send_signal(child.pidfd, signal.SIGKILL)
-
-    def _ended(self, child: Child) -> None:
-        _, status = os.waitpid(child.pid, 0)
-        self.poll.unregister(child.pidfd)
-        del self.children[child.pidfd]
-        os.close(child.pidfd)
-        if status != 0:
-            self._kill_orphans()
-        if child.sock is not None:
-            if self.by_sock.pop(child.sock.fileno(), None) is not None:
-                self.poll.unregister(child.sock)
-            if status != 0:
-                code = os.waitstatus_to_exitcode(status)
-                how = f"killed by signal {-code}" if code < 0 else f"ended with {code}"
-                text = f"{child.name}: the job's process was {how}"
-                _answer(child.sock, {"error": {"code": "build-error", "message": text}})
-            child.sock.close()
-        if child.lease is not None:
-            self._release(child.lease)
-
-    def _release(self, lease: NetnsLease) -> None:
-        if self.site.network is not None:
-            self.site.network.release(lease)
-        else:
-            wire.close_all([fd for fd in (lease.userns, lease.netns) if fd >= 0])
-
-    def _kill_orphans(self) -> None:
-        """What a killed supervisor left became our child (we are PID 1): end it, and reap it."""
-        known = {child.pid for child in self.children.values()}
-        while True:
-            try:
-                found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-            except ChildProcessError:
-                return
-            if found is None or found.si_pid in known:
-                return
-            os.waitpid(found.si_pid, 0)
+            os.close(tree)
 
 
-def _answer(sock: socket.socket, message: dict[str, Any]) -> None:
-    try:
-        wire.send(sock, message)
-    except OSError:
-        return  # main has left
+def diff(site: Site, args: Arguments, fds: list[int]) -> dict[str, Any]:
+    """A tree's changes against its lowers, as a layer, to fds[0]."""
+    from .layer.diff import diff_tree
+
+    with site.mounted(args["lowers"]) as root:
+        tree = site.open_tree(args["tree"])
+        return dict(diff_tree(tree, root, fds[0], args["output"], **_options(site)))
 
 
-def run_job(job: Job, site: Site, sock: socket.socket, data: bytes, fds: list[int]) -> NoReturn:
-    """The body of a job's child: run, answer, end."""
-    try:
-        result = job(site, json.loads(data.partition(b"\n")[2]), fds)
-        _answer(sock, {"result": result})
-    except errors.BuildError as error:
-        _answer(sock, {"error": error.to_dict()})
-    except OSError as error:
-        _answer(sock, {"errno": error.errno or errno.EIO, "message": str(error)})
-    except MemoryError:
-        _answer(sock, {"error": {"code": "build-error", "message": "out of memory"}})
-    except Exception as error:  # noqa: BLE001 - main must hear of it
-        import traceback
+def _sources(site: Site, sources: list[Any], fds: list[int], stack: Any) -> list[Any]:
+    from .layer.select import Source
 
-        traceback.print_exc()
-        text = f"internal error: {error!r}"
-        _answer(sock, {"error": {"code": "build-error", "message": text}})
-    finally:
-        os._exit(0)
+    return [
+        Source(
+            fd=_source_fd(site, source, fds, stack), inline=source.get("inline", ()),
+            paths=source["paths"], ignore=source.get("ignore", ()),
+            remote=source.get("remote", False), owned="lowers" in source,
+        )
+        for source in sources
+    ]
 
 
-JOBS: dict[str, Job] = {}
+def _source_fd(site: Site, source: Any, fds: list[int], stack: Any) -> int | None:
+    if "lowers" in source:
+        found = stack.enter_context(site.mounted(source["lowers"] or [""]))
+        return int(found)
+    return fds[source["fd"]] if "fd" in source else None
+
+
+def pack(site: Site, args: Arguments, fds: list[int]) -> dict[str, Any]:
+    """A COPY, ADD or WORKDIR straight into a layer, to fds[0]."""
+    import contextlib
+
+    from .layer import copy
+
+    with contextlib.ExitStack() as stack:
+        sources = _sources(site, args["sources"], fds, stack)
+        root = stack.enter_context(site.mounted(args["lowers"]))
+        return dict(copy.pack(sources, args["copy"], root, fds[0], args["output"], **_options(site)))
+
+
+def checksum(site: Site, args: Arguments, fds: list[int]) -> dict[str, Any]:
+    """The content of a selection of files."""
+    import contextlib
+
+    from .layer import select
+
+    with contextlib.ExitStack() as stack:
+        source = _sources(site, [args["source"]], fds, stack)[0]
+        return dict(select.checksum(source, args["copy"], shift=site.shift))
+
+
+def lookup(site: Site, args: Arguments, _fds: list[int]) -> dict[str, Any]:
+    """What paths are, and what small files hold, in a chain."""
+    from .layer import lookup as layer
+
+    with site.mounted(args["lowers"]) as root:
+        return dict(layer.lookup(root, args.get("stat", []), args.get("read", []), shift=site.shift))
+
+
+def archive(site: Site, args: Arguments, fds: list[int]) -> dict[str, Any]:
+    """A chain's whole file system as a tar, to fds[0]; or as files, into the directory fds[0]."""
+    from .layer import archive as layer
+
+    with site.mounted(args["lowers"] or [""]) as root:
+        if args.get("files"):
+            return dict(layer.export(root, fds[0]))
+        return dict(layer.archive(root, fds[0], clamp=args.get("clamp"), **_options(site)))
+
+
+def compare(site: Site, args: Arguments, _fds: list[int]) -> dict[str, Any]:
+    """How two chains differ."""
+    from .layer import compare as layer
+
+    with site.mounted(args["lowers_a"]) as a, site.mounted(args["lowers_b"]) as b:
+        return dict(layer.compare(a, b))
+
+
+def unpack(_site: Site, args: Arguments, fds: list[int]) -> dict[str, Any]:
+    """A tar as plain files of ours, into an existing directory."""
+    from .layer import unpack as layer
+
+    directory = os.open(args["path"], os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    return dict(layer.unpack(fds[0], directory, limits=args.get("limits")))
+
+
+def remove(site: Site, args: Arguments, _fds: list[int]) -> dict[str, Any]:
+    """Delete files and directories, whoever of our ids owns them."""
+    from .layer import remove as layer
+
+    paths = [os.fsencode(path) for path in args["paths"]]
+    for path in paths:
+        if os.path.normpath(path) in {b"/", site.state} or not path.startswith(b"/"):
+            raise errors.InvalidArgument(f"remove {os.fsdecode(path)}: that is not ours to remove")
+    return dict(layer.remove(paths))
+
+
+JOBS: dict[str, Job] = {
+    "apply": apply, "diff": diff, "pack": pack, "checksum": checksum, "lookup": lookup,
+    "archive": archive, "compare": compare, "unpack": unpack, "remove": remove,
+}
+
+PRELOAD = ("layer.apply", "layer.diff", "layer.copy", "layer.select", "layer.remove")
+"""Imported once nsd is idle, so that no child has to."""
 
 
 # --- start ------------------------------------------------------------------------------------------
 
 
-def enter(arguments: dict[str, Any]) -> None:
+def enter(arguments: Arguments) -> None:
     """First process: make U0 and a pid and mount namespace in it, start ``serve`` there, end.
 
     The new process is made main's own child, so that main can wait for it."""
@@ -289,11 +168,12 @@ def enter(arguments: dict[str, Any]) -> None:
         syscalls.mount("none", "/", "", syscalls.MS_REC | syscalls.MS_SLAVE)
         arguments["ids"] = ids.dump()
         command = [*sys.orig_argv[:-2], "serve", json.dumps(arguments)]
+        environment = {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C.UTF-8"}
         pid = syscalls.clone(syscalls.CLONE_PARENT)
         if pid == 0:
             # Starting afresh makes the memory belong to the new user namespace.
             os.set_inheritable(control.fileno(), True)
-            os.execve(sys.executable, command, {"PATH": os.defpath, "LC_ALL": "C.UTF-8"})
+            os.execve(sys.executable, command, environment)
         wire.send(control, {"pid": pid})
     except errors.BuildError as error:
         wire.send(control, {"error": error.to_dict()})
@@ -301,7 +181,7 @@ def enter(arguments: dict[str, Any]) -> None:
         wire.send(control, {"errno": error.errno or errno.EIO, "message": f"nsd: {error}"})
 
 
-def serve(arguments: dict[str, Any]) -> None:
+def serve(arguments: Arguments) -> None:
     """Second process: nsd itself."""
     syscalls.set_name("ocibuild-nsd")
     control = socket.socket(fileno=arguments["control"])
@@ -311,14 +191,29 @@ def serve(arguments: dict[str, Any]) -> None:
     os.umask(0o022)
     try:
         site = Site.open(arguments["state"], userns.IdPlan.load(arguments["ids"]))
+        site.start_network(wanted=arguments.get("network", True))
     except errors.BuildError as error:
         wire.send(control, {"error": error.to_dict()})
         return
-    wire.send(control, {"ready": {"ids": site.ids.mode, "shift": site.shift, "count": site.ids.count}})
-    Zygote(site, control, keep_ready=arguments.get("keep_ready", True)).loop()
+    wire.send(control, {"ready": site.describe()})
+    zygote = Zygote(site, control, JOBS, keep_ready=arguments.get("keep_ready", True))
+    zygote.when_idle.append(_preload)
+    zygote.loop()
+    site.close()
+
+
+def _preload() -> None:
+    import importlib
+
+    for name in PRELOAD:
+        try:
+            importlib.import_module(f".{name}", __package__)
+        except ImportError:
+            continue  # the job that needs it says so
 
 
 def main() -> None:
     """``… (enter|serve) JSON``."""
     what, text = sys.argv[-2:]
-    {"enter": enter, "serve": serve}[what](json.loads(text))
+    commands: dict[str, Callable[[Arguments], None]] = {"enter": enter, "serve": serve}
+    commands[what](json.loads(text))

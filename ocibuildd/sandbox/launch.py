@@ -35,7 +35,8 @@ OnEvent = Callable[[dict[str, Any], list[int]], None]
 async def start(state_dir: Path, *, config: Mapping[str, Any] | None = None) -> NsdClient:
     """Start nsd for a state directory (made if missing) and wait until it is ready.
 
-    config: {"keep_ready": bool} (one prepared sandbox a network mode; default true).
+    config: {"keep_ready": bool (one prepared sandbox a network mode), "network": bool (the build
+    network)}, both true unless said otherwise.
     Raises Unsupported with the fix as hint when the host lacks what is needed, Unavailable."""
     client = NsdClient(state_dir, dict(config or {}))
     await client.ensure()
@@ -224,7 +225,9 @@ class _Call:
             self._done.set_exception(error)
 
 
-async def _spawn(state_dir: Path, config: dict[str, Any]) -> tuple[_Process, dict[str, Any]]:
+def _popen(state_dir: Path, config: dict[str, Any]) -> tuple[subprocess.Popen[bytes], socket.socket]:
+    """Start the first process.  By the C library (no Python runs between fork and exec), in a session of
+    its own: a terminal's Ctrl-C is main's to handle."""
     state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     ours, theirs = wire.pair()
     ours.setblocking(False)
@@ -234,13 +237,20 @@ async def _spawn(state_dir: Path, config: dict[str, Any]) -> tuple[_Process, dic
         "enter", json.dumps(arguments),
     ]
     environment = {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C.UTF-8"}
-    # Started by the C library (no Python runs between fork and exec), in a session of its own: a
-    # terminal's Ctrl-C is main's to handle.
-    first = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=environment,
-        pass_fds=[theirs.fileno()], start_new_session=True, cwd="/",
-    )
-    theirs.close()
+    try:
+        return subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=environment,
+            pass_fds=[theirs.fileno()], start_new_session=True, cwd="/",
+        ), ours
+    except BaseException:
+        ours.close()
+        raise
+    finally:
+        theirs.close()
+
+
+async def _spawn(state_dir: Path, config: dict[str, Any]) -> tuple[_Process, dict[str, Any]]:
+    first, ours = _popen(state_dir, config)
     pidfd = -1
     try:
         async with asyncio.timeout(START_TIMEOUT):
@@ -253,13 +263,18 @@ async def _spawn(state_dir: Path, config: dict[str, Any]) -> tuple[_Process, dic
         if pidfd >= 0:
             syscalls.pidfd_send_signal(pidfd, signal.SIGKILL)
             await _readable(pidfd, STOP_TIMEOUT)
-            os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
+            _wait(pidfd)
             os.close(pidfd)
         if isinstance(error, TimeoutError):
             raise errors.Unavailable(f"nsd: not ready after {START_TIMEOUT:.0f} s") from error
         raise
     finally:
         await _reap_first(first)
+
+
+def _wait(pidfd: int) -> None:
+    with contextlib.suppress(ChildProcessError):
+        os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
 
 
 async def _reap_first(process: subprocess.Popen[bytes]) -> None:
@@ -293,11 +308,11 @@ async def _message(sock: socket.socket) -> dict[str, Any]:
     return message
 
 
-async def _readable(fd: int, timeout: float) -> bool:
+async def _readable(fd: int, timeout: float) -> bool:  # noqa: ASYNC109 - no deadline: an answer
     """Wait until ``fd`` is readable; False after ``timeout`` seconds."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[None] = loop.create_future()
-    loop.add_reader(fd, lambda: future.done() or future.set_result(None))
+    loop.add_reader(fd, _settle, future)
     try:
         done, _ = await asyncio.wait({future}, timeout=timeout)
         return bool(done)
@@ -305,9 +320,14 @@ async def _readable(fd: int, timeout: float) -> bool:
         loop.remove_reader(fd)
 
 
+def _settle(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
 async def _writable(loop: asyncio.AbstractEventLoop, sock: socket.socket) -> None:
     future: asyncio.Future[None] = loop.create_future()
-    loop.add_writer(sock, lambda: future.done() or future.set_result(None))
+    loop.add_writer(sock, _settle, future)
     try:
         await future
     finally:
@@ -315,8 +335,9 @@ async def _writable(loop: asyncio.AbstractEventLoop, sock: socket.socket) -> Non
 
 
 def _capabilities(ready: Mapping[str, Any]) -> Capabilities:
+    network = ready["network"]["mode"]
     return Capabilities(
-        ids=ready["ids"], overlay=ready.get("overlay", "kernel"),
-        network=ready.get("network", "none"), shift=ready["shift"], id_count=ready["count"],
-        proc=ready.get("proc", "new"), cgroup=ready.get("cgroup", "none"),
+        ids=ready["ids"], overlay=ready.get("overlay", "kernel"), network=network,
+        shift=ready["shift"], id_count=ready["count"], proc=ready["proc"],
+        cgroup=ready.get("cgroup", "none"),
     )

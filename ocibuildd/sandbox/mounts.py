@@ -43,7 +43,7 @@ def overlay(
     try:
         syscalls.fsconfig_string(fd, "source", "overlay")
         syscalls.fsconfig_flag(fd, "userxattr")
-        _set_lowers(fd, lowers, writable=bool(upper))
+        _set_lowers(fd, lowers)
         if upper:
             syscalls.fsconfig_string(fd, "upperdir", upper)
             syscalls.fsconfig_string(fd, "workdir", work)
@@ -56,7 +56,7 @@ def overlay(
         os.close(fd)
 
 
-def _set_lowers(fd: int, lowers: Sequence[bytes], *, writable: bool) -> None:
+def _set_lowers(fd: int, lowers: Sequence[bytes]) -> None:
     try:
         for lower in reversed(lowers):
             syscalls.fsconfig_string(fd, "lowerdir+", lower)

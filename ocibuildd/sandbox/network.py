@@ -225,6 +225,10 @@ class Network:
         It changes when the worker is started again; -1 while there is none."""
         return -1 if self._sock is None else self._sock.fileno()
 
+    def pids(self) -> set[int]:
+        """Our processes among nsd's children."""
+        return {self._pid} if self._pid else set()
+
     def handle(self) -> None:
         """Take in new pairs, notice a dead worker and start it again (which blocks up to some
         100 ms).  Else it never blocks."""

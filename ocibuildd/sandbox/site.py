@@ -5,20 +5,19 @@ Made once in nsd before anything is forked; children inherit it as it is.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import socket
 import struct
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import Any, Literal
 
 from .. import syscalls
-from ..errors import Unsupported
+from ..errors import Conflict, Unsupported
 from . import mounts, spec, userns
-from .network import NetnsLease
-
-if TYPE_CHECKING:
-    from .network import Kind, Network
+from .network import Kind, NetnsLease, Network
 
 SIOCSIFFLAGS, SIOCGIFFLAGS, IFF_UP = 0x8914, 0x8913, 1
 
@@ -27,22 +26,21 @@ SIOCSIFFLAGS, SIOCGIFFLAGS, IFF_UP = 0x8914, 0x8913, 1
 class Site:
     """state: the daemon's directory.  devices: path descriptors of host nodes, by name.
 
-    proc: how a sandbox gets /proc.  network: None = only "none" and "host"; why_no_network says so."""
+    proc: how a sandbox gets /proc.  network: None = only "none" and "host"."""
 
     state: bytes
     ids: userns.IdPlan
     devices: dict[str, int]
     proc: Literal["new", "bind", "none"] = "new"
     network: Network | None = None
-    why_no_network: str = ""
     filters: dict[bool, bytes] = field(default_factory=dict)
 
     @classmethod
     def open(cls, state: str, ids: userns.IdPlan) -> Site:
         """Make the state's directories and pin the host's device nodes.  Raises Unsupported, OSError."""
         site = cls(os.fsencode(state), ids, {})
-        for name in (b"trees", b"tmp", b"caches"):
-            os.makedirs(os.path.join(site.state, name), 0o700, exist_ok=True)
+        for part in (b"trees", b"tmp"):
+            os.makedirs(os.path.join(site.state, part), 0o700, exist_ok=True)
         os.makedirs(site.empty, 0o755, exist_ok=True)
         os.chown(site.empty, ids.shift, ids.shift)
         for name, (major, minor) in spec.DEVICES.items():
@@ -67,6 +65,69 @@ class Site:
         """The files of a tree; ``name`` was checked by :func:`spec.trees`."""
         return os.path.join(self.state, b"trees", name.encode(), b"fs")
 
+    def new_tree(self, name: str) -> int:
+        """Make the directory of a tree, owned by the container's root; a descriptor of it.
+
+        Raises Conflict when it is there, InvalidArgument for what is no tree id."""
+        path = self.tree(spec.trees([name])[0])
+        os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
+        try:
+            os.mkdir(path, 0o755)
+        except FileExistsError:
+            raise Conflict(f"tree {name}: is there already") from None
+        if not self.squash:
+            os.chown(path, self.shift, self.shift)
+        return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    def open_tree(self, name: str) -> int:
+        """A descriptor of a tree's directory.  Raises FileNotFoundError."""
+        path = self.tree(spec.trees([name])[0])
+        return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+
+    @contextlib.contextmanager
+    def mounted(self, lowers: Sequence[str]) -> Iterator[int | None]:
+        """A chain's root file system, read-only, as a descriptor; None for an empty chain.
+
+        One tree is itself.  [""] is an empty directory.  The mount is attached nowhere: it goes with its descriptors.
+        """
+        if not lowers:
+            yield None
+            return
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+        if len(lowers) == 1:
+            path = self.tree(spec.trees(lowers)[0]) if lowers[0] else self.empty
+            root = os.open(path, flags)
+        else:
+            mount = mounts.overlay([self.tree(name) for name in spec.trees(lowers)])
+            root = os.open(".", flags, dir_fd=mount)
+            os.close(mount)
+        try:
+            yield root
+        finally:
+            os.close(root)
+
+    def start_network(self, *, wanted: bool) -> None:
+        """Bring the build network up; why it isn't there is told with "default" leases."""
+        network = Network(
+            uid_map=self.ids.inner_map(), gid_map=self.ids.inner_map(gids=True),
+            mode=None if wanted else "none",
+        )
+        network.start()
+        self.network = network
+
+    def describe(self) -> dict[str, Any]:
+        """What main makes its Capabilities of."""
+        network = self.network.describe() if self.network is not None else {"mode": "none"}
+        return {
+            "ids": self.ids.mode, "shift": self.shift, "count": self.ids.count, "proc": self.proc,
+            "network": network, "notes": list(self.ids.notes),
+        }
+
+    def close(self) -> None:
+        """End the network's processes."""
+        if self.network is not None:
+            self.network.close()
+
     def filter(self, *, insecure: bool) -> bytes:
         """The seccomp program, b"" for insecure steps."""
         if insecure:
@@ -79,13 +140,10 @@ class Site:
 
     def lease(self, kind: Kind) -> NetnsLease:
         """A user namespace (and, but for "host", a network namespace) for one sandbox."""
-        if self.network is not None:
-            return self.network.lease(kind)
         if kind == "default":
-            raise Unsupported(
-                f"network: {self.why_no_network or 'not available here'}",
-                hint="ocibuild doctor says what is missing; --network=none works",
-            )
+            if self.network is None:
+                raise Unsupported("network: not started", hint="--network=none works")
+            return self.network.lease(kind)
         return make_pair(self.ids, kind)
 
 

@@ -65,7 +65,8 @@ LIMITS = frozenset({
 })
 KINDS = frozenset({"chain", "cache", "tmpfs", "secret", "files", "socket", "dir"})
 FORBIDDEN_TARGETS = ("/proc", "/sys", "/dev")
-ALLOWED_BELOW = ("/dev/shm",)
+ALLOWED_BELOW = ("/dev/shm", "/dev/pipes")
+"""On our own /dev: shared memory, and the place where heredocs are mounted."""
 
 _STEP = re.compile(r"[a-z0-9-]{0,64}\Z")
 _HOSTNAME = re.compile(r"[A-Za-z0-9._-]{0,63}\Z")
@@ -113,6 +114,8 @@ class Plan:
     network: Literal["default", "none", "host"]
     insecure: bool
     mounts: tuple[Mount, ...]
+    hosts: tuple[tuple[str, str], ...]
+    dns: Mapping[str, tuple[str, ...]]
     limits: Mapping[str, int]
     tty: bool
     no_new_privileges: bool
@@ -148,6 +151,8 @@ def plan(spec: Mapping[str, Any], fd_count: int = 0) -> Plan:
         network=_choice(spec, "network", ("default", "none", "host")),
         insecure=_choice(spec, "security", ("sandbox", "insecure")) == "insecure",
         mounts=tuple(_mount(mount, fd_count) for mount in mounts),
+        hosts=tuple(_pair(item) for item in _list(spec, "hosts")),
+        dns=_dns(spec.get("dns") or {}),
         limits=_limits(spec.get("limits") or {}),
         tty=_flag(spec, "tty"),
         no_new_privileges=_flag(spec, "no_new_privileges"),
@@ -286,6 +291,18 @@ def _content(item: Any) -> Content:
     if len(data) > MAX_DATA:
         raise InvalidArgument(f"run: {name!r} has {len(data)} bytes, at most {MAX_DATA} are possible")
     return Content(name, data, _integer(mode, "mode", 0, 0o7777))
+
+
+def _pair(item: Any) -> tuple[str, str]:
+    if not isinstance(item, (list, tuple)) or len(item) != 2 or not all(isinstance(i, str) for i in item):
+        raise InvalidArgument("run: hosts has an item that is no [name, address]")
+    return item[0], item[1]
+
+
+def _dns(dns: Any) -> dict[str, tuple[str, ...]]:
+    if not isinstance(dns, Mapping) or not set(dns) <= {"servers", "search", "options"}:
+        raise InvalidArgument("run: dns has servers, search and options only")
+    return {key: tuple(_string({key: item}, key) for item in _list(dns, key)) for key in dns}
 
 
 def _limits(limits: Any) -> dict[str, int]:

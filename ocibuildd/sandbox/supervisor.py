@@ -12,9 +12,9 @@ import json
 import os
 import resource
 import select
-import shutil
 import signal
 import socket
+import stat
 import sys
 import time
 import uuid
@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from .. import errors, syscalls
-from . import guest, mounts, spec, wire
+from . import guest, mounts, spec, trees, wire
 from .network import NetnsLease
 from .site import Site
 
@@ -169,7 +169,7 @@ def _run_job(
     finally:
         _kill(sandbox)
         for path in trash:
-            shutil.rmtree(path, ignore_errors=True)
+            trees.discard(path)
     return 0
 
 
@@ -245,7 +245,7 @@ def _source(site: Site, mount: spec.Mount, fds: list[int], trash: list[bytes]) -
     if mount.kind == "cache":
         return _cache(site, mount)
     if mount.kind == "socket":
-        path = os.open(mount.path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+        path = _socket(site, mount)
     else:
         path = _reopen(fds[mount.fd])
     try:
@@ -255,18 +255,49 @@ def _source(site: Site, mount: spec.Mount, fds: list[int], trash: list[bytes]) -
 
 
 def _cache(site: Site, mount: spec.Mount) -> int:
+    """A cache's directory; on first use it gets its owner, its mode, and a copy of its base if it has one."""
     path = os.fsencode(mount.path)
     try:
         os.mkdir(path, mount.mode)
-        os.chown(path, mount.uid + site.shift, mount.gid + site.shift)
-        os.chmod(path, mount.mode)
+        fresh = True
     except FileExistsError:
-        pass
-    fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_DIRECTORY | os.O_CLOEXEC)
+        # One that main has made belongs to the daemon's user, which no sandbox has when ids are shifted.
+        fresh = site.shift > 0 and os.stat(path, follow_symlinks=False).st_uid == 0
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
+        if fresh:
+            if mount.lowers:
+                _copy_base(site, mount, fd)
+            if not site.squash:
+                os.fchown(fd, mount.uid + site.shift, mount.gid + site.shift)
+            os.fchmod(fd, mount.mode)
         return mounts.bind(fd)
     finally:
         os.close(fd)
+
+
+def _copy_base(site: Site, mount: spec.Mount, fd: int) -> None:
+    with site.mounted(mount.lowers) as root:
+        if root is None:
+            return
+        source = mount.source.encode("utf-8", "surrogateescape") or b"."
+        base = syscalls.open_in_root(root, source, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            trees.copy_below(base, fd)
+        finally:
+            os.close(base)
+
+
+def _socket(site: Site, mount: spec.Mount) -> int:
+    """A path descriptor of a socket of ours, given to the one who is to use it."""
+    fd = os.open(mount.path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    if not stat.S_ISSOCK(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise errors.InvalidArgument(f"mount {mount.target}: {mount.path} is no socket")
+    if not site.squash:
+        os.chown(mount.path, mount.uid + site.shift, mount.gid + site.shift, follow_symlinks=False)
+    os.chmod(mount.path, mount.mode)
+    return fd
 
 
 def _reopen(fd: int) -> int:
@@ -292,26 +323,16 @@ def _stdio(plan: spec.Plan, fds: list[int]) -> list[int]:
 
 def _files(site: Site, lease: NetnsLease, plan: spec.Plan) -> dict[str, str]:
     """What is shown over the image's own /etc/resolv.conf, /etc/hosts and /etc/hostname."""
+    network = site.network
+    if network is None:
+        return {"/etc/hostname": f"{plan.hostname}\n"}
+    hosts = network.hosts(lease, plan.hostname, plan.hosts)
+    resolv = network.resolv_conf(lease.kind, plan.dns)
     return {
-        "/etc/resolv.conf": lease_text(site, "resolv", lease, plan),
-        "/etc/hosts": lease_text(site, "hosts", lease, plan),
+        "/etc/resolv.conf": resolv.decode("utf-8", "surrogateescape"),
+        "/etc/hosts": hosts.decode("utf-8", "surrogateescape"),
         "/etc/hostname": f"{plan.hostname}\n",
     }
-
-
-def lease_text(site: Site, kind: str, lease: NetnsLease, plan: spec.Plan) -> str:
-    """The text of resolv.conf or hosts for a sandbox."""
-    if kind == "hosts":
-        lines = ["127.0.0.1\tlocalhost", "::1\tlocalhost ip6-localhost ip6-loopback"]
-        lines.append(f"127.0.0.1\t{plan.hostname}")
-        return "\n".join(lines) + "\n"
-    if lease.kind == "host":
-        try:
-            with open("/etc/resolv.conf", encoding="utf-8", errors="replace") as file:
-                return file.read(65536)
-        except OSError:
-            return ""
-    return ""
 
 
 def _watch(

@@ -259,7 +259,7 @@ def _map_when_told(ready: int, pid: int, ids: IdPlan) -> int:
     return 0
 
 
-def write_map(pid: int | str, kind: Literal["uid", "gid"] | str, text: str) -> None:
+def write_map(pid: int | str, kind: str, text: str) -> None:
     """Write /proc/PID/uid_map or gid_map: one write, as the kernel wants it."""
     fd = os.open(f"/proc/{pid}/{kind}_map", os.O_WRONLY | os.O_CLOEXEC)
     try:
