@@ -392,6 +392,7 @@ class Registry(Protocol):
         *,
         mount_from: Sequence[str] = (),
         auth: Any = None,
+        progress: Callable[[int], None] | None = None,
     ) -> str: ...
     async def push_manifest(
         self, reference: Any, data: bytes, media_type: str, *, auth: Any = None

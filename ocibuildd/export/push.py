@@ -1,0 +1,123 @@
+"""Images to registries: layers go while the rest is still being made.
+
+pusher = Pusher(blobs, registry, reference, auth=…, emit=…)
+pusher.layer(descriptor)                 starts the upload; the same digest again is no work
+digest = await pusher.image(manifest, media_type, config=…, layers=…)   waits for all, then the manifest
+digest = await pusher.index(index, media_type)
+await pusher.close()                     ends what is still under way
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..model.digest import Digest
+from ..model.oci import Descriptor
+from ..model.reference import Reference
+from ..model.request import RegistryAuth
+from ..ports import BlobStore, Emit, Registry
+from ..runtime import until_done
+
+STATUS_EVERY = 0.1
+"""Seconds between two status events of one layer."""
+DONE_TEXTS = {"exists": "exists", "mounted": "mounted", "pushed": "pushed"}
+
+
+class Pusher:
+    """One push to one repository.  Not to be used after ``close``."""
+
+    def __init__(
+        self,
+        blobs: BlobStore,
+        registry: Registry,
+        reference: Reference,
+        *,
+        auth: Mapping[str, RegistryAuth] | None = None,
+        emit: Emit | None = None,
+        mount_from: Sequence[str] = (),
+    ) -> None:
+        self._blobs = blobs
+        self._registry = registry
+        self.reference = reference
+        self._auth = auth
+        self._emit = emit
+        self._mount_from = tuple(mount_from)
+        self._tasks: dict[Digest, asyncio.Task[str]] = {}
+
+    def layer(self, descriptor: Descriptor) -> None:
+        """A blob of the store that the image needs: start its upload."""
+        if descriptor.digest not in self._tasks:
+            self._status(descriptor, 0, "waiting")
+            task = asyncio.create_task(self._push(descriptor))
+            # Whoever waits for it sees its failure; nobody may be left to.
+            task.add_done_callback(lambda done: done.cancelled() or done.exception())
+            self._tasks[descriptor.digest] = task
+
+    async def _push(self, descriptor: Descriptor) -> str:
+        last = 0.0
+
+        def progress(current: int) -> None:
+            nonlocal last
+            if (now := time.monotonic()) - last > STATUS_EVERY:
+                last = now
+                self._status(descriptor, current, "pushing")
+
+        outcome = await self._registry.push_blob(
+            self.reference, descriptor, lambda: self._blobs.open(descriptor.digest),
+            mount_from=self._mount_from, auth=self._auth, progress=progress,
+        )  # fmt: skip
+        self._status(descriptor, descriptor.size, DONE_TEXTS[outcome])
+        return outcome
+
+    async def image(
+        self, manifest: bytes, media_type: str, *, config: Descriptor, layers: Sequence[Descriptor],
+        by_digest: bool = False,
+    ) -> Digest:  # fmt: skip
+        """All blobs, then the manifest, under the reference's tag or, ``by_digest``, under its digest.
+
+        Raises what the registry client raises; the first failure ends the other uploads.
+        """
+        for descriptor in (*layers, config):
+            self.layer(descriptor)
+        await self._settled()
+        return await self._put(manifest, media_type, by_digest=by_digest)
+
+    async def index(self, data: bytes, media_type: str, *, by_digest: bool = False) -> Digest:
+        """An index whose manifests were pushed before."""
+        return await self._put(data, media_type, by_digest=by_digest)
+
+    async def _put(self, data: bytes, media_type: str, *, by_digest: bool) -> Digest:
+        reference = self.reference
+        if by_digest:
+            reference = Reference(reference.domain, reference.path, None, Digest.of(data))
+        return await self._registry.push_manifest(reference, data, media_type, auth=self._auth)
+
+    async def _settled(self) -> None:
+        tasks = list(self._tasks.values())
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+            for task in done:
+                task.result()
+        except BaseException:
+            await self.close()
+            raise
+
+    async def close(self) -> None:
+        """End uploads under way and wait for their end.  Idempotent."""
+        tasks = [task for task in self._tasks.values() if not task.done()]
+        if not tasks:
+            return
+        for task in tasks:
+            task.cancel()
+        gathered: asyncio.Future[Any] = asyncio.gather(*tasks, return_exceptions=True)
+        await until_done(gathered)
+
+    def _status(self, descriptor: Descriptor, current: int, text: str) -> None:
+        if self._emit is not None:
+            self._emit(
+                "status", id=descriptor.digest.short, current=current, total=descriptor.size,
+                unit="bytes", text=text,
+            )  # fmt: skip
