@@ -244,17 +244,22 @@ def make_whiteout(fd: int, name: bytes) -> None:
 
 def write_data(source: LayerSource, entry: tar.Entry, fd: int) -> None:
     """The data of a regular file, holes where its sparse map has them."""
-    if entry.sparse is not None:
+    size = entry.size
+    if entry.sparse is None:
+        whole = source.view(size) if size else None
+        if whole is not None:
+            _write(fd, whole)
+        else:
+            for piece in source.views(size):
+                _write(fd, piece)
+    else:
         for offset, length in entry.sparse:
             os.lseek(fd, offset, os.SEEK_SET)
             for piece in source.views(length):
                 _write(fd, piece)
         os.ftruncate(fd, entry.real)
-    else:
-        for piece in source.views(entry.size):
-            _write(fd, piece)
-    pad = -entry.size % tar.BLOCK
-    if pad:
+    pad = -size % tar.BLOCK
+    if pad and source.view(pad) is None:
         source.skip(pad)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 from collections.abc import Callable
 
@@ -18,12 +19,17 @@ MAX_LINKS = 255
 """Symlinks on one path, as in securejoin implementations (the kernel stops at 40)."""
 
 
+_UNCLEAN = re.compile(rb"(?:^|/)\.{0,2}(?:/|$)")
+
+
 def clean(name: bytes, *, clamp: bool) -> bytes:
     """A member's name as a relative path without "", "." and ".."; b"" is the root.
 
     A leading "/" goes.  ``clamp``: ".." at the root stays at the root, else it raises InvalidArgument."""
-    if b"." not in name and b"//" not in name:
-        return name.strip(b"/")
+    short = name[2:] if name.startswith(b"./") else name
+    short = short.strip(b"/")
+    if not _UNCLEAN.search(short):
+        return short
     parts: list[bytes] = []
     for part in name.split(b"/"):
         if part in (b"", b"."):

@@ -98,6 +98,15 @@ class LayerSource:
             size -= len(piece)
             yield piece
 
+    def view(self, size: int) -> memoryview | None:
+        """``size`` bytes where they lie together in memory and more follows (take ``views`` else)."""
+        at = self._at
+        end = at + size
+        if end >= len(self._chunk):
+            return None
+        self._at = end
+        return memoryview(self._chunk)[at:end]
+
     def skip(self, size: int) -> None:
         for _ in self.views(size):
             pass

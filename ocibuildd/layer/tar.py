@@ -8,6 +8,9 @@ libarchive, Go and Python write: v7, ustar, GNU (long names, base-256 numbers, s
 
 from __future__ import annotations
 
+import re
+import struct
+import zlib
 from collections.abc import Iterator, Mapping
 from typing import Protocol
 
@@ -72,9 +75,16 @@ def _ustar(
     tail: bytes = _TAIL, prefix: bytes = _PREFIX,
 ) -> bytes:
     """A 512-byte header of fields that all fit."""
-    head = b"%b%07o\0%07o\0%07o\0%011o\0%011o\0" % (name.ljust(100, b"\0"), mode, uid, gid, size, seconds)
+    head = b"%b%07o\0%07o\0%07o\0%011o\0%011o\0" % (
+        name.ljust(100, b"\0"), mode, uid, gid, size, seconds,
+    )
     rest = b"%b%b%b%b" % (kind, link.ljust(100, b"\0"), tail, prefix)
-    return b"%b%06o\0 %b" % (head, sum(head) + sum(rest) + 256, rest)  # 256: the checksum field as eight spaces
+    if name.isascii() and link.isascii() and prefix.isascii():
+        # Adler-32's lower half is one plus the sum of the bytes (less than 65,521 here), and far faster.
+        total = (zlib.adler32(rest, zlib.adler32(head)) & 0xFFFF) - 1
+    else:
+        total = sum(head) + sum(rest)
+    return b"%b%06o\0 %b" % (head, total + 256, rest)  # 256: the checksum field as eight spaces
 
 
 def _pax_record(key: bytes, value: bytes) -> bytes:
@@ -300,11 +310,18 @@ def _number(field: bytes) -> int:
 
 def _checksum(block: bytes) -> None:
     wanted = _number(block[148:156])
-    unsigned = sum(block) - sum(block[148:156]) + 256
-    if unsigned != wanted:
-        signed = unsigned - 256 * sum(1 for byte in block[:148] + block[156:] if byte > 127)
-        if signed != wanted:  # old Sun tars summed signed characters
-            raise InvalidArgument("tar: a header's checksum is wrong (not a tar, or a damaged one)")
+    # Adler-32's lower half is one plus the sum of the bytes, modulo 65,521: ten times as fast as sum().
+    unsigned = wanted + sum(block[148:156]) - 256
+    if (zlib.adler32(block) - unsigned - 1) & 0xFFFF and sum(block) != unsigned:
+        high = sum(1 for byte in block[:148] + block[156:] if byte > 127)
+        if sum(block) - 256 * high != unsigned:  # old Sun tars summed signed characters
+            raise InvalidArgument(
+                "tar: a header's checksum is wrong (not a tar, or a damaged one)",
+            )
+
+
+_FIELDS = struct.Struct("100s8s8s8s12s12s8sc100s6s66s8s8s155s12x")
+_STRICT = re.compile(rb"(?:[0-7]{7}\0){3}(?:[0-7]{11}\0){2}")
 
 
 def _entry(
@@ -312,31 +329,37 @@ def _entry(
     long_name: bytes, long_link: bytes, max_name: int,
 ) -> Entry:
     _checksum(block)
-    kind = block[156:157]
-    name = block[:100].partition(b"\0")[0]
-    if block[257:263] == b"ustar\0" and block[345]:
-        name = block[345:500].partition(b"\0")[0] + b"/" + name
-    name = pax.get(b"path", long_name or name)
+    (
+        name, mode, uid, gid, size, seconds, _, kind, link, magic, _, major, minor, prefix,
+    ) = _FIELDS.unpack(block)
+    name = name.rstrip(b"\0") if name[99] else name.partition(b"\0")[0]
+    if prefix[0] and magic == b"ustar\0":
+        name = prefix.partition(b"\0")[0] + b"/" + name
+    link = long_link or link.partition(b"\0")[0] if link[0] or long_link else b""
+    number = _octal if _STRICT.match(block, 100) else _number
     entry = Entry(
-        name, kind, mode=_number(block[100:108]) & 0o7777, uid=_number(block[108:116]), gid=_number(block[116:124]),
-        size=_number(block[124:136]), link=pax.get(b"linkpath", long_link or block[157:257].partition(b"\0")[0]),
-        mtime_ns=_number(block[136:148]) * _GIGA,
+        long_name or name, kind, mode=number(mode) & 0o7777, uid=number(uid), gid=number(gid),
+        size=number(size), mtime_ns=number(seconds) * _GIGA, link=link,
     )
     if kind in (b"\0", b"7"):
         entry.type = kind = REGULAR
-    if kind in b"34":
-        entry.dev = (_number(block[329:337]), _number(block[337:345]))
+    elif kind in b"34":
+        entry.dev = (_number(major), _number(minor))
     if pax:
         _override(entry, pax)
-    if entry.type[0] in _NO_DATA:
+    if kind[0] in _NO_DATA:
         entry.size = 0
     entry.real = entry.size
-    if kind == b"S" or parts or b"GNU.sparse.map" in pax or b"GNU.sparse.major" in pax:
+    if kind == b"S" or parts or (pax and (b"GNU.sparse.map" in pax or b"GNU.sparse.major" in pax)):
         _sparse(source, entry, block, pax, parts)
     _sane(entry, max_name)
     if entry.type == REGULAR and entry.name.endswith(b"/"):
         entry.type = DIRECTORY  # v7 wrote directories so
     return entry
+
+
+def _octal(field: bytes) -> int:
+    return int(field[:-1], 8)
 
 
 def _override(entry: Entry, pax: dict[bytes, bytes]) -> None:
@@ -351,6 +374,10 @@ def _override(entry: Entry, pax: dict[bytes, bytes]) -> None:
             entry.uid = _decimal_int(value)
         elif key == b"gid":
             entry.gid = _decimal_int(value)
+        elif key == b"path":
+            entry.name = value
+        elif key == b"linkpath":
+            entry.link = value
         elif key.startswith(XATTR):
             xattrs[key[len(XATTR):]] = value
     entry.xattrs = xattrs

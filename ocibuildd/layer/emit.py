@@ -1,0 +1,137 @@
+"""Files on disk as entries of a layer."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Mapping
+from typing import Final
+
+from ..errors import InvalidArgument, TooLarge
+from ..ports import Output
+from . import tar
+from .owners import Owners, read_xattrs
+from .sink import SEGMENT_MAX, LayerSink, identity
+
+MAX_PATH: Final = 4096
+_OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_GIGA = 1_000_000_000
+
+
+class Emitter:
+    """Writes entries to a sink.  Paths are relative, without a slash at the end."""
+
+    def __init__(self, sink: LayerSink, owners: Owners, output: Output):
+        self.sink = sink
+        self.owners = owners
+        clamp = output["clamp"]
+        self._clamp = None if clamp is None else clamp * _GIGA
+        self._links: dict[tuple[int, int], bytes] = {}
+        self.bytes = 0
+
+    def time(self, mtime_ns: int) -> int:
+        return mtime_ns if self._clamp is None else min(mtime_ns, self._clamp)
+
+    def entry(
+        self, path: bytes, kind: bytes, mode: int, uid: int, gid: int, mtime_ns: int, *, link: bytes = b"",
+        xattrs: Mapping[bytes, bytes] | None = None, data: bytes = b"",
+    ) -> None:
+        """An entry whose data, if any, is at hand (at most ``SEGMENT_MAX`` bytes)."""
+        if len(path) > MAX_PATH:
+            raise TooLarge(f"{os.fsdecode(path[:200])}…: a path of {len(path)} bytes, at most {MAX_PATH}")
+        name = path + b"/" if kind == tar.DIRECTORY else path
+        size = len(data)
+        self.bytes += size
+        self.sink.add(
+            tar.header(name, kind, mode, uid, gid, size, self.time(mtime_ns), link, xattrs),
+            identity(path, kind, mode, uid, gid, size, link, xattrs), data,
+        )
+
+    def hard_link(self, path: bytes, status: os.stat_result, uid: int, gid: int, mode: int) -> bool:
+        """Write a link to an earlier entry of the same inode; else remember this one and say False."""
+        if status.st_nlink < 2:
+            return False
+        first = self._links.setdefault((status.st_dev, status.st_ino), path)
+        if first == path:
+            return False
+        self.entry(path, tar.LINK, mode, uid, gid, status.st_mtime_ns, link=first)
+        return True
+
+    def file(
+        self, path: bytes, dir_fd: int, name: bytes, mode: int, uid: int, gid: int, mtime_ns: int, *, tree: bool,
+        xattrs: bool = True,
+    ) -> None:
+        """A regular file.  Raises InvalidArgument when it is no longer one, or changes while it is read."""
+        fd = os.open(name, _OPEN, dir_fd=dir_fd)
+        try:
+            status = os.fstat(fd)
+            if not stat.S_ISREG(status.st_mode):
+                raise InvalidArgument(f"{os.fsdecode(path)}: changed while it was being read")
+            own = read_xattrs(fd, self.owners, tree=tree) if xattrs else None
+            size = status.st_size
+            if size <= SEGMENT_MAX:
+                data = os.read(fd, size + 1) if size else b""
+                if len(data) != size:
+                    data = _again(fd, data, size, path)
+                self.entry(path, tar.REGULAR, mode, uid, gid, mtime_ns, xattrs=own, data=data)
+            else:
+                self._big(path, fd, status, mode, uid, gid, mtime_ns, own)
+        finally:
+            os.close(fd)
+
+    def _big(
+        self, path: bytes, fd: int, status: os.stat_result, mode: int, uid: int, gid: int, mtime_ns: int,
+        xattrs: Mapping[bytes, bytes] | None,
+    ) -> None:
+        size = status.st_size
+        self.sink.begin(
+            tar.header(path, tar.REGULAR, mode, uid, gid, size, self.time(mtime_ns), b"", xattrs),
+            identity(path, tar.REGULAR, mode, uid, gid, size, b"", xattrs),
+        )
+        self.bytes += size
+        sparse = status.st_blocks * 512 < size
+        at = 0
+        hole_until = -1
+        while at < size:
+            wanted = min(SEGMENT_MAX, size - at)
+            if sparse and at >= hole_until:
+                hole_until = _next_data(fd, at, size)
+            if sparse and at + wanted <= hole_until:
+                self.sink.data(bytes(wanted))  # nothing is stored here
+            else:
+                self.sink.data(_read(fd, at, wanted, path))
+            at += wanted
+        self.sink.end(size)
+
+    def symlink(self, path: bytes, target: bytes, uid: int, gid: int, mtime_ns: int) -> None:
+        self.entry(path, tar.SYMLINK, 0o777, uid, gid, mtime_ns, link=target)
+
+    def whiteout(self, path: bytes) -> None:
+        """image-spec, layer.md, "Whiteouts": an empty file; mode and time are the same always."""
+        parent, _, name = path.rpartition(b"/")
+        self.entry((parent + b"/" if parent else b"") + b".wh." + name, tar.REGULAR, 0, 0, 0, 0)
+
+
+def _next_data(fd: int, at: int, size: int) -> int:
+    """Where data begins at or after ``at``."""
+    try:
+        return os.lseek(fd, at, os.SEEK_DATA)
+    except OSError:
+        return size
+
+
+def _read(fd: int, at: int, size: int, path: bytes) -> bytes:
+    data = os.pread(fd, size, at)
+    while len(data) < size:
+        more = os.pread(fd, size - len(data), at + len(data))
+        if not more:
+            raise InvalidArgument(f"{os.fsdecode(path)}: became shorter while it was being read")
+        data += more
+    return data
+
+
+def _again(fd: int, data: bytes, size: int, path: bytes) -> bytes:
+    """A read that gave too little (a signal, a network file system) or too much (a file that grows)."""
+    if len(data) > size:
+        raise InvalidArgument(f"{os.fsdecode(path)}: grew while it was being read")
+    return data + _read(fd, len(data), size - len(data), path)
