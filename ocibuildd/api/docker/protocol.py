@@ -168,9 +168,10 @@ def _auth(value: Any) -> RegistryAuth | None:
     return None if auth == RegistryAuth() else auth
 
 
-def registry_auth(request: web.Request) -> RegistryAuth | None:
-    """``X-Registry-Auth`` of pull and push; None = anonymous."""
-    return _auth(_decode_header(request.headers.get("X-Registry-Auth", "")))
+def registry_auth(request: web.Request, domain: str) -> dict[str, RegistryAuth]:
+    """``X-Registry-Auth`` of pull and push, as credentials for the one host that they are for."""
+    auth = _auth(_decode_header(request.headers.get("X-Registry-Auth", "")))
+    return {domain: auth} if auth else {}
 
 
 def registry_config(request: web.Request) -> dict[str, RegistryAuth]:
@@ -193,14 +194,26 @@ class JsonStream:
     def __init__(self, request: web.Request):
         self._request = request
         self._response = web.StreamResponse(headers={**HEADERS, "Content-Type": "application/json"})
+        self._prelude: list[Mapping[str, Any]] = []
         self.started = False
 
-    async def send(self, *messages: Mapping[str, Any]) -> None:
-        """Write messages and wait until the client took them (progress must not pile up)."""
+    def prelude(self, *messages: Mapping[str, Any]) -> None:
+        """Messages to send before the first one, if there ever is one."""
+        self._prelude += messages
+
+    async def begin(self) -> None:
+        """Send the status line and headers now."""
         if not self.started:
             self.started = True
             await self._response.prepare(self._request)
-        for message in messages:
+
+    async def send(self, *messages: Mapping[str, Any]) -> None:
+        """Write messages and wait until the client took them (progress must not pile up)."""
+        if not messages:
+            return
+        await self.begin()
+        due, self._prelude = [*self._prelude, *messages], []
+        for message in due:
             await self._response.write(_encode(message) + b"\r\n")
 
     async def fail(self, error: BuildError | ApiError) -> None:
@@ -210,9 +223,7 @@ class JsonStream:
 
     async def end(self) -> web.StreamResponse:
         """Finish; an empty stream is an empty 200."""
-        if not self.started:
-            self.started = True
-            await self._response.prepare(self._request)
+        await self.begin()
         await self._response.write_eof()
         return self._response
 

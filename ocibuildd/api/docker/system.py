@@ -144,6 +144,10 @@ class System:
         """What needs containers, networks or a swarm."""
         raise ApiError(501, NO_CONTAINERS)
 
+    async def no_commit(self, request: web.Request) -> web.Response:
+        """POST /commit?container=: there is no container of that name."""
+        raise ApiError(404, f"No such container: {request.query.get('container', '')}")
+
     async def no_swarm(self, _request: web.Request) -> web.Response:
         """GET /swarm, /nodes, /services, …"""
         raise ApiError(

@@ -1,0 +1,255 @@
+"""Images on their way in and out over the Docker Engine API: create (pull, import), push, get, load."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from typing import Any
+
+from aiohttp import web
+
+from ...errors import BuildError
+from ...model.reference import Reference
+from ...model.units import human_size
+from .events import Events
+from .images import digest_or_tag, named
+from .protocol import HEADERS, ApiError, JsonStream, flag, registry_auth
+
+READ_SIZE = 1 << 18
+BAR = 50
+PULL_WORDS = {
+    "waiting": "Pulling fs layer", "downloading": "Downloading", "extracting": "Extracting", "done": "Pull complete",
+    "exists": "Already exists",
+}  # fmt: skip
+PUSH_WORDS = {
+    "waiting": "Preparing", "pushing": "Pushing", "pushed": "Pushed", "exists": "Layer already exists",
+}  # fmt: skip
+PLATFORM = re.compile(r"(linux|windows|darwin|freebsd)(/[a-z0-9_]+){0,2}\Z")
+
+
+def progress_bar(current: int, total: int) -> str:
+    """Docker's bar: ``[=====>     ]  1.2MB/3MB``."""
+    if total <= 0:
+        return f"{human_size(current):>8}"
+    filled = min(current * BAR // total, BAR)
+    head = ">" if filled < BAR else ""
+    bar = ("=" * filled + head)[:BAR]
+    return f"[{bar:<{BAR}}]  {human_size(current)}/{human_size(total)}"
+
+
+def layer_message(words: dict[str, str], **status: Any) -> dict[str, Any]:
+    """One of ``emit``'s calls as a message about a layer."""
+    text, name = str(status.get("text", "")), str(status.get("id", ""))
+    current, total = int(status.get("current") or 0), int(status.get("total") or 0)
+    if text.startswith("mounted"):
+        origin = text.partition(" from ")[2]
+        return {"status": f"Mounted from {origin}" if origin else "Mounted", "progressDetail": {}, "id": name}
+    word = words.get(text, text.capitalize())
+    if text in {"downloading", "extracting", "pushing"} and total:
+        detail = {"current": current, "total": total}
+        return {"status": word, "progressDetail": detail, "progress": progress_bar(current, total), "id": name}
+    return {"status": word, "progressDetail": {}, "id": name}
+
+
+class Progress:
+    """Messages that a service emits from inside, sent in order by the handler."""
+
+    def __init__(self, stream: JsonStream, words: dict[str, str]):
+        import asyncio
+
+        self._queue: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
+        self._stream = stream
+        self._words = words
+        self._last: dict[str, tuple[str, int]] = {}
+
+    def emit(self, kind: str, /, **fields: Any) -> None:
+        """As the services call it; a layer's progress is told at most 50 times."""
+        if kind not in {"status", "vertex.status"}:
+            return
+        name, text = str(fields.get("id", "")), str(fields.get("text", ""))
+        total = int(fields.get("total") or 0)
+        step = int(fields.get("current") or 0) * BAR // total if total else 0
+        if self._last.get(name) == (text, step):
+            return
+        self._last[name] = (text, step)
+        self._queue.put_nowait(layer_message(self._words, **fields))
+
+    async def run(self, work: Any) -> Any:
+        """Await the work while its messages are written; cancels it when the client is gone."""
+        import asyncio
+
+        task = asyncio.ensure_future(work)
+        task.add_done_callback(lambda _: self._queue.put_nowait(None))
+        try:
+            while (message := await self._queue.get()) is not None:
+                await self._stream.send(message)
+            return await task
+        finally:
+            if not task.done():
+                task.cancel()
+                await asyncio.wait({task})
+
+
+class Transfer:
+    """Handlers that move images.  ``images``: image.service.Images."""
+
+    def __init__(self, images: Any, events: Events):
+        self._images = images
+        self._events = events
+
+    async def create(self, request: web.Request) -> web.StreamResponse:
+        """POST /images/create: a pull (``fromImage``) or an import (``fromSrc``)."""
+        query = request.query
+        platform = query.get("platform", "").lower()
+        if platform and not PLATFORM.match(platform):
+            raise ApiError(400, f'invalid platform: "{platform}": unknown operating system or architecture')
+        if query.get("fromImage"):
+            return await self._pull(request, platform)
+        if query.get("fromSrc"):
+            return await self._import(request, platform)
+        raise ApiError(400, "nothing to create from: neither fromImage nor fromSrc is given")
+
+    async def _pull(self, request: web.Request, platform: str) -> web.StreamResponse:
+        query = request.query
+        tag, digest = digest_or_tag(query.get("tag", ""))
+        try:
+            reference = Reference.parse(query["fromImage"])
+        except ValueError as error:
+            raise ApiError(400, str(error)) from None
+        if tag or digest:
+            reference = replace(reference, tag=tag, digest=digest)
+        everything = not (reference.tag or reference.digest)
+        stream = JsonStream(request)
+        progress = Progress(stream, PULL_WORDS)
+        options = {"auth": registry_auth(request, reference.domain), "emit": progress.emit, "platform": platform}
+        stream.prelude({"status": f"Pulling from {reference.path}", "id": reference.tag or str(reference.digest or "")})
+        try:
+            if everything:
+                pulled = await progress.run(self._images.pull_all(reference, **options))
+            else:
+                pulled = [await progress.run(self._images.pull(reference, **options))]
+        except BuildError as error:
+            if not stream.started:
+                raise self._refused(error, reference) from None
+            await stream.fail(error)
+            return await stream.end()
+        for item in pulled:
+            words = "Downloaded newer image" if item.fresh else "Image is up to date"
+            await stream.send({"status": f"Digest: {item.digest}"}, {"status": f"Status: {words} for {item.reference}"})
+            self._events.image("pull", str(item.id), item.reference)
+        return await stream.end()
+
+    @staticmethod
+    def _refused(error: BuildError, reference: Reference) -> ApiError:
+        """A pull that failed before a byte was streamed: a status of its own, in Docker's words."""
+        if error.code == "not-found":
+            return ApiError(404, f"manifest for {reference.familiar} not found: manifest unknown: {error.message}")
+        if error.code in {"unauthorized", "denied"}:
+            return ApiError(
+                404, f"pull access denied for {reference.familiar_name}, repository does not exist or may require "
+                f"'docker login': {error.message}"
+            )  # fmt: skip
+        return ApiError(500 if error.status >= 500 else error.status, error.message)
+
+    async def _import(self, request: web.Request, platform: str) -> web.StreamResponse:
+        query = request.query
+        if query["fromSrc"] != "-":
+            raise ApiError(400, "fromSrc: only '-' (the request's body) is taken")
+        tag, _ = digest_or_tag(query.get("tag", ""))
+        name = query.get("repo", "")
+        if name and tag and ":" not in name.rpartition("/")[2]:
+            name = f"{name}:{tag}"
+        try:
+            if name:
+                Reference.parse(name)
+        except ValueError as error:
+            raise ApiError(400, str(error)) from None
+        changes = [change for change in query.getall("changes", []) if change]
+        image = await self._images.import_rootfs(
+            request.content.iter_chunked(READ_SIZE), name, changes=changes,
+            message=query.get("message", ""), platform=platform,
+        )  # fmt: skip
+        self._events.image("import", str(image), name)
+        stream = JsonStream(request)
+        await stream.send({"status": str(image)})
+        return await stream.end()
+
+    async def push(self, request: web.Request) -> web.StreamResponse:
+        """POST /images/{name}/push?tag="""
+        try:
+            reference = Reference.parse(request.match_info["name"])
+        except ValueError as error:
+            raise ApiError(400, str(error)) from None
+        tag = request.query.get("tag", "") or reference.tag
+        stream = JsonStream(request)
+        progress = Progress(stream, PUSH_WORDS)
+        options = {"auth": registry_auth(request, reference.domain), "emit": progress.emit}
+        name = reference.familiar_name
+        if tag:
+            self._known(f"{name}:{tag}")
+        await stream.send({"status": f"The push refers to repository [{reference.repository}]"})
+        try:
+            if tag:
+                pushed = [await progress.run(self._images.push(f"{name}:{tag}", **options))]
+            else:
+                pushed = await progress.run(self._images.push_all(name, **options))
+        except BuildError as error:
+            await stream.fail(error)
+            return await stream.end()
+        for item in pushed:
+            aux = {"Tag": item.tag or tag, "Digest": str(item.digest), "Size": item.size}
+            line = f"{aux['Tag']}: digest: {item.digest} size: {item.size}"
+            await stream.send({"status": line}, {"progressDetail": {}, "aux": aux})
+            self._events.image("push", item.reference, item.reference)
+        return await stream.end()
+
+    def _known(self, name: str) -> None:
+        try:
+            self._images.find(name)
+        except BuildError:
+            raise ApiError(404, f"An image does not exist locally with the tag: {name.rpartition(':')[0]}") from None
+
+    async def get(self, request: web.Request) -> web.StreamResponse:
+        """GET /images/get?names= and GET /images/{name}/get: a docker archive."""
+        names = request.query.getall("names", []) or [request.match_info.get("name", "")]
+        names = [name for item in names for name in item.split(",") if name]
+        if not names:
+            raise ApiError(400, "no image names given")
+        for name in names:
+            try:
+                self._images.find(name)
+            except BuildError:
+                raise ApiError(404, f"No such image: {named(name)}") from None
+        response = web.StreamResponse(headers={**HEADERS, "Content-Type": "application/x-tar"})
+        await response.prepare(request)
+        async for data in self._images.save(names, form="docker"):
+            await response.write(data)
+        await response.write_eof()
+        return response
+
+    async def load(self, request: web.Request) -> web.StreamResponse:
+        """POST /images/load?quiet="""
+        stream = JsonStream(request)
+        quiet = flag(request.query, "quiet", default=True)
+        progress = Progress(stream, {**PULL_WORDS, "extracting": "Loading layer"})
+        emit: Callable[..., None] = _silent if quiet else progress.emit
+        body: AsyncIterator[bytes] = request.content.iter_chunked(READ_SIZE)
+        try:
+            loaded = await progress.run(self._images.load(body, emit=emit))
+        except BuildError as error:
+            if not stream.started:
+                raise
+            await stream.fail(error)
+            return await stream.end()
+        for item in loaded:
+            for name in item.names:
+                await stream.send({"stream": f"Loaded image: {name}\n"})
+            if not item.names:
+                await stream.send({"stream": f"Loaded image ID: {item.id}\n"})
+            self._events.image("load", str(item.id), item.names[0] if item.names else "")
+        return await stream.end()
+
+
+def _silent(*_: Any, **__: Any) -> None:
+    """For clients that want no progress."""
