@@ -77,7 +77,7 @@ class DockerApi:
             ("POST", "/auth", space.auth),
             ("POST", "/build", build.build), ("POST", "/build/cancel", build.cancel),
             ("POST", "/build/prune", space.prune),
-            ("GET", "/images/json", images.list), ("GET", "/images/search", system.search),
+            ("GET", "/images/json", images.index), ("GET", "/images/search", system.search),
             ("GET", "/images/get", transfer.get), ("POST", "/images/create", transfer.create),
             ("POST", "/images/load", transfer.load), ("POST", "/images/prune", images.prune),
             ("GET", f"/images/{name}/json", images.inspect),

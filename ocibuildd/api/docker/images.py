@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 from typing import Any
 
 from aiohttp import web
@@ -42,7 +42,7 @@ def shown(summary: Summary, *, details: bool = False) -> dict[str, Any]:
 
 
 def _time(seconds: float) -> str:
-    moment = datetime.datetime.fromtimestamp(seconds, datetime.UTC)
+    moment = dt.datetime.fromtimestamp(seconds, dt.UTC)
     return moment.isoformat().replace("+00:00", "Z")
 
 
@@ -82,7 +82,7 @@ class Images:
         self._registry = registry
         self._events = events
 
-    async def list(self, request: web.Request) -> web.Response:
+    async def index(self, request: web.Request) -> web.Response:
         """GET /images/json?all=&filters=&filter=&shared-size="""
         wanted = filters(request.query, LIST_FILTERS)
         if request.query.get("filter"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import time
 from typing import Any
 
@@ -26,7 +26,7 @@ RECORD_TYPES = {"image": "regular", "run": "regular", "copy": "regular", "contex
 def _time(seconds: float) -> str | None:
     if not seconds:
         return None
-    moment = datetime.datetime.fromtimestamp(seconds, datetime.UTC)
+    moment = dt.datetime.fromtimestamp(seconds, dt.UTC)
     return moment.isoformat().replace("+00:00", "Z")
 
 
@@ -78,7 +78,7 @@ class Space:
             max_used_space=number(query, "max-used-space"), min_free_space=number(query, "min-free-space"),
         )
         outcome = await self._maintenance.collect(policies, wait=True)
-        deleted = [item.id[:25] for item in outcome.removals if item.kind != "image"]
+        deleted = [item.id[:25] for item in outcome.removals if item.what in {"record", "mount"}]
         return reply({"CachesDeleted": deleted or None, "SpaceReclaimed": outcome.freed})
 
     async def auth(self, request: web.Request) -> web.Response:
@@ -91,7 +91,7 @@ class Space:
         except (msgspec.DecodeError, msgspec.ValidationError, RecursionError) as error:
             raise ApiError(400, f"invalid JSON: {error}") from None
         server = str(given.get("serveraddress") or "docker.io")
-        domain = "docker.io" if server in HUB_KEYS else server.split("://")[-1].split("/")[0]
+        domain = "docker.io" if server in HUB_KEYS else server.rpartition("://")[2].partition("/")[0]
         auth = RegistryAuth(
             username=str(given.get("username") or ""), password=str(given.get("password") or ""),
             identity_token=str(given.get("identitytoken") or ""),

@@ -150,7 +150,7 @@ class Transfer:
                 404, f"pull access denied for {reference.familiar_name}, repository does not exist or may require "
                 f"'docker login': {error.message}"
             )  # fmt: skip
-        return ApiError(500 if error.status >= 500 else error.status, error.message)
+        return ApiError(min(500, error.status), error.message)
 
     async def _import(self, request: web.Request, platform: str) -> web.StreamResponse:
         query = request.query
