@@ -1,0 +1,161 @@
+"""Control groups: the values, and, as root, the real thing on whatever cgroup2 is mounted."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from ocibuildd.sandbox import cgroup
+from ocibuildd.sandbox.cgroup import Cgroups, settings
+
+
+@pytest.mark.parametrize(
+    ("limits", "expected"),
+    [
+        ({}, []),
+        ({"memory": 0, "pids": 0}, []),
+        ({"pids": 7}, [("pids", "pids.max", "7")]),
+        ({"cpu_quota": 50_000}, [("cpu", "cpu.max", "50000 100000")]),
+        ({"cpu_quota": 10, "cpu_period": 5}, [("cpu", "cpu.max", "1000 1000")]),
+        ({"cpu_shares": 2}, [("cpu", "cpu.weight", "1")]),
+        ({"cpu_shares": 1024}, [("cpu", "cpu.weight", "39")]),
+        ({"cpu_shares": 262144}, [("cpu", "cpu.weight", "10000")]),
+        ({"cpuset_cpus": 0b1101}, [("cpuset", "cpuset.cpus", "0,2,3")]),
+    ],
+)
+def test_limits_become_files(limits, expected):
+    assert settings(limits) == expected
+
+
+@pytest.mark.parametrize(("text", "mask"), [("0", 1), ("0-2,5", 0b100111), ("3,3", 8), ("61", 1 << 61)])
+def test_a_list_of_cpus_becomes_a_mask(text, mask):
+    assert cgroup.cpu_mask(text) == mask
+
+
+@pytest.mark.parametrize("text", ["", "a", "1-", "2-1", "62", "0,", "0\n", "-1"])
+def test_a_list_that_is_none_is_refused(text):
+    with pytest.raises(ValueError, match="CPU list"):
+        cgroup.cpu_mask(text)
+
+
+@pytest.mark.parametrize(
+    ("swap", "expected"), [(0, "100"), (100, "0"), (150, "50"), (50, "0"), (-1, None)]
+)
+def test_memory_and_swap_are_docker_s_words(swap, expected):
+    files = {file: value for _, file, value in settings({"memory": 100, "memory_swap": swap})}
+    assert files["memory.max"] == "100"
+    assert files["memory.oom.group"] == "1"
+    assert files.get("memory.swap.max") == expected
+
+
+def test_the_mount_is_found_among_others():
+    text = (
+        "30 23 0:26 / /sys/fs/cgroup rw - tmpfs tmpfs rw\n"
+        "31 30 0:27 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n"
+        "32 30 0:28 /sub /elsewhere rw - cgroup2 cgroup2 rw\n"
+        "33 30 0:28 / /sys/fs/cgroup/un\\040ified rw shared:9 - cgroup2 cgroup2 rw\n"
+    )
+    assert cgroup.mount_point(text) == "/sys/fs/cgroup/un ified"
+    assert cgroup.mount_point("") == ""
+
+
+def test_our_group_is_the_line_of_hierarchy_zero():
+    assert cgroup.own_path("4:memory:/x\n0::/user.slice/a.service\n") == "/user.slice/a.service"
+    assert cgroup.own_path("4:memory:/x\n") == ""
+
+
+def test_the_root_group_is_never_taken_for_delegated(monkeypatch):
+    files = {"/proc/self/mountinfo": "1 2 0:3 / /cg rw - cgroup2 none rw\n", "/proc/self/cgroup": "0::/\n"}
+    monkeypatch.setattr(cgroup, "_read", lambda path: files.get(path, ""))
+    assert Cgroups.detect() is None
+
+
+def test_counters_are_read_as_they_are_written(tmp_path):
+    (tmp_path / "cpu.stat").write_text("usage_usec 3000000\nuser_usec 2000000\nsystem_usec 1000000\n")
+    (tmp_path / "memory.peak").write_text("4096\n")
+    (tmp_path / "memory.events").write_text("low 0\noom 2\noom_kill 1\n")
+    (tmp_path / "io.stat").write_text("8:0 rbytes=10 wbytes=20 rios=1\n8:16 rbytes=1 wbytes=2 rios=1\n")
+    assert cgroup.Leaf(str(tmp_path)).usage() == cgroup.Usage(2.0, 1.0, 4096, 11, 22, 1)
+
+
+def test_a_group_without_files_has_used_nothing(tmp_path):
+    assert cgroup.Leaf(str(tmp_path)).usage() == cgroup.Usage()
+
+
+@pytest.fixture
+def group():
+    mount = cgroup.mount_point(Path("/proc/self/mountinfo").read_text())
+    path = Path(mount or "/nowhere") / f"ocibuildd-test-{os.getpid()}"
+    try:
+        path.mkdir()
+    except OSError as error:
+        pytest.skip(f"no cgroup2 that this user may make groups in: {error}")
+    try:
+        yield path
+    finally:
+        for leaf in [*path.glob("*/"), path]:
+            (leaf / "cgroup.kill").write_text("1")
+            end = time.monotonic() + 2
+            while leaf.exists() and time.monotonic() < end:
+                try:
+                    leaf.rmdir()
+                except OSError:
+                    time.sleep(0.01)
+
+
+def test_a_whole_tree_of_processes_is_killed_at_once(group):
+    groups = Cgroups.at(str(group))
+    leaf = groups.leaf("a", {})
+    child = subprocess.Popen(["sh", "-c", "read x; (setsid sleep 60 &); sleep 60"], stdin=subprocess.PIPE)
+    leaf.add(child.pid)
+    child.stdin.write(b"\n")
+    child.stdin.close()
+    assert leaf.populated()
+    assert not leaf.remove()
+    leaf.kill()
+    assert child.wait(2) == -signal.SIGKILL
+    end = time.monotonic() + 2
+    while leaf.populated() and time.monotonic() < end:
+        time.sleep(0.005)
+    assert leaf.remove()
+    assert leaf.remove()
+
+
+def test_limits_without_a_controller_are_told(group):
+    groups = Cgroups.at(str(group))
+    leaf = groups.leaf("a", {"memory": 1 << 20, "pids": 5})
+    wanted = {"memory": "memory.max", "pids": "pids.max"}
+    missing = {file for controller, file in wanted.items() if controller not in groups.controllers}
+    assert set(leaf.unenforced) == missing
+
+
+def test_our_processes_move_out_of_a_group_that_gets_children(group):
+    child = subprocess.Popen(["sleep", "60"])
+    try:
+        (group / "cgroup.procs").write_text(str(child.pid))
+        assert Cgroups.at(str(group)) is not None
+        assert (group / "daemon" / "cgroup.procs").read_text().split() == [str(child.pid)]
+        assert not (group / "cgroup.procs").read_text()
+    finally:
+        child.kill()
+        child.wait()
+
+
+def test_steps_of_an_earlier_life_are_swept(group):
+    groups = Cgroups.at(str(group))
+    child = subprocess.Popen(["sleep", "60"])
+    groups.leaf("old", {}).add(child.pid)
+    assert Cgroups.at(str(group)).sweep() == 1
+    assert child.wait(2) == -signal.SIGKILL
+
+
+def test_names_that_are_no_names_are_refused(group):
+    groups = Cgroups.at(str(group))
+    for name in ("", "../x", "a/b", "A", "-x"):
+        with pytest.raises(ValueError, match="group name"):
+            groups.leaf(name, {})
