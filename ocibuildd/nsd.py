@@ -11,6 +11,7 @@ the site, its arguments and its descriptors, in a child of its own, and returns 
 from __future__ import annotations
 
 import errno
+import gc
 import json
 import os
 import signal
@@ -132,6 +133,16 @@ def unpack(_site: Site, args: Arguments, fds: list[int]) -> dict[str, Any]:
     return dict(layer.unpack(fds[0], directory, limits=args.get("limits")))
 
 
+def recompress(_site: Site, args: Arguments, fds: list[int]) -> dict[str, Any]:
+    """The layer in fds[0], in another compression, to fds[1]."""
+    from .layer import convert
+
+    return dict(convert.recompress(
+        fds[0], fds[1], args["output"], expect_diff_id=args.get("expect_diff_id", ""),
+        limits=args.get("limits"),
+    ))
+
+
 def remove(site: Site, args: Arguments, _fds: list[int]) -> dict[str, Any]:
     """Delete files and directories, whoever of our ids owns them."""
     from .layer import remove as layer
@@ -146,6 +157,7 @@ def remove(site: Site, args: Arguments, _fds: list[int]) -> dict[str, Any]:
 JOBS: dict[str, Job] = {
     "apply": apply, "diff": diff, "pack": pack, "checksum": checksum, "lookup": lookup,
     "archive": archive, "compare": compare, "unpack": unpack, "remove": remove,
+    "recompress": recompress,
 }
 
 PRELOAD = ("layer.apply", "layer.diff", "layer.copy", "layer.select", "layer.remove")
@@ -198,6 +210,9 @@ def serve(arguments: Arguments) -> None:
     wire.send(control, {"ready": site.describe()})
     zygote = Zygote(site, control, JOBS, keep_ready=arguments.get("keep_ready", True))
     zygote.when_idle.append(_preload)
+    site.filter(insecure=False)  # compiled once, not in each child
+    gc.disable()  # a collection in a child would copy every page that it shares with us
+    gc.freeze()
     zygote.loop()
     site.close()
 

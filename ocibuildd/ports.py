@@ -26,6 +26,7 @@ shift is 1 in the normal (shifted) mode; ``Capabilities.shift`` says so.
     archive      {lowers} → {}                                         fds: output    (tar/local outputs)
     compare      {lowers_a, lowers_b} → {changes: [[kind, path, size], …]}
     unpack       {path, limits} → {files, bytes, skipped}              fds: input     (a tar as plain files)
+    recompress   {output, expect_diff_id, limits} → Packed             fds: input (file), blob
     remove       {paths} → {files, bytes}
     git          {…} → {commit, …}                                     (clones inside a sandbox)
 
@@ -128,7 +129,8 @@ class Checksum(TypedDict):
     """Content of a selection of files.  digest: over [path, type, mode, uid, gid, link, xattrs, content].
 
     files: {path: short digest} for explaining a miss; at most MAX_EXPLAINED entries.
-    missing: literal paths that matched nothing; ignored: {path: the pattern that hides it}."""
+    missing: literal paths that matched nothing; ignored: {path: the pattern that hides it};
+    near: {missing path: names like it}.  ``layer.select.not_found`` makes the error."""
 
     digest: str
     files: dict[str, str]
@@ -136,6 +138,7 @@ class Checksum(TypedDict):
     bytes: int
     missing: list[str]
     ignored: dict[str, str]
+    near: NotRequired[dict[str, list[str]]]
 
 
 class MountSpec(TypedDict):
