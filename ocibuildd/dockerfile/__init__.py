@@ -4,7 +4,9 @@
     required_images(dockerfile, options, known) -> [(ref, Platform), …]
     lower(dockerfile, options, known) -> model.graph.Plan
     check(dockerfile, options, known) -> [model.graph.Warning, …]
-    outline(dockerfile, options, known), targets(dockerfile) -> JSON-able, in BuildKit's shapes
+    lint(data, options, known) -> Report                        findings and the error, of any text
+    outline(dockerfile, options, known), targets(dockerfile)    JSON-able, in BuildKit's shapes
+    epoch_from(dockerfile, options) -> what SOURCE_DATE_EPOCH is to be asked of, or None
 
 ``known`` maps ``(ref, str(platform))`` to ResolvedImage.  The build layer calls ``required_images``,
 resolves what it names, and calls again (ONBUILD may bring in more) until it names nothing; then
@@ -13,6 +15,15 @@ resolves what it names, and calls again (ONBUILD may bring in more) until it nam
 
 from __future__ import annotations
 
+from .frontend import Report, check, epoch_from, lint, lower, parse, required_images
+from .gitref import GitRef, git_source, parse_git_ref
+from .instructions import Dockerfile
 from .options import LowerOptions, NamedContext, ResolvedImage
+from .outline import outline, targets
+from .platforms import normalize, parse_platform
 
-__all__ = ["LowerOptions", "NamedContext", "ResolvedImage"]
+__all__ = [
+    "Dockerfile", "GitRef", "LowerOptions", "NamedContext", "Report", "ResolvedImage", "check", "epoch_from",
+    "git_source", "lint", "lower", "normalize", "outline", "parse", "parse_git_ref", "parse_platform",
+    "required_images", "targets",
+]  # fmt: skip

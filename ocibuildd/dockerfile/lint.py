@@ -6,13 +6,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from ..model.graph import Location, Warning
-from .faults import Fault
+from .faults import Fault, nearest
 from .gotext import parse_bool, quote, to_utf8, trim
 from .lexer import DirectiveReader
 
 _URL = "https://docs.docker.com/go/dockerfile/rule/"
 MAX_WARNINGS = 5000
 """More than these of one file aren't kept."""
+MAX_SUGGESTIONS = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,14 +188,18 @@ class Linter:
         extra = checks_in_comments(comments) if comments else None
         return self if extra is None else Linter(self.checks.merged(extra), self.warnings)
 
-    def warn(self, rule: Rule, message: str, location: Location | None) -> None:
+    def wants(self, rule: Rule) -> bool:
         checks = self.checks
         if rule.experimental:
-            if not checks.experimental_all and rule.name not in checks.experimental:
-                return
-        elif checks.skip_all or rule.name in checks.skip:
-            return
-        if len(self.warnings) < MAX_WARNINGS:
+            return checks.experimental_all or rule.name in checks.experimental
+        return not checks.skip_all and rule.name not in checks.skip
+
+    def near(self, rule: Rule, name: str, options: Iterable[str]) -> str:
+        """The name that was meant; only for the first warnings, since looking is work."""
+        return nearest(name, options) if len(self.warnings) < MAX_SUGGESTIONS and self.wants(rule) else ""
+
+    def warn(self, rule: Rule, message: str, location: Location | None) -> None:
+        if self.wants(rule) and len(self.warnings) < MAX_WARNINGS:
             self.warnings.append(Warning(rule.name, to_utf8(message), location, rule.url, rule.description))
 
     def failure(self) -> Fault | None:

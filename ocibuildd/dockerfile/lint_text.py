@@ -9,8 +9,8 @@ from ..model.graph import Location
 from .gotext import quote
 from .instructions import Stage
 from .lint import (
-    CONSISTENT_CASING, DEFINITION_DESCRIPTION, DUPLICATE_STAGE_NAME, FROM_AS_CASING, NO_EMPTY_CONTINUATION,
-    RESERVED_STAGE_NAME, SECRETS_USED, STAGE_NAME_CASING, Linter,
+    CONSISTENT_CASING, DEFINITION_DESCRIPTION, DUPLICATE_STAGE_NAME, FROM_AS_CASING, MAINTAINER,
+    NO_EMPTY_CONTINUATION, RESERVED_STAGE_NAME, SECRETS_USED, STAGE_NAME_CASING, Linter,
 )  # fmt: skip
 from .syntax import Node, Tree
 
@@ -28,10 +28,14 @@ def lint_continuations(tree: Tree, lint: Linter) -> None:
 
 
 def lint_before(node: Node, lint: Linter) -> None:
-    """What a FROM says about itself; holds also for one that can't be read."""
-    if node.value.lower() != "from":
+    """What a FROM or a MAINTAINER shows as it stands; also one that can't be read."""
+    kind = node.value.lower()
+    if kind not in ("from", "maintainer"):
         return
     lint = lint.for_comments(node.comments)
+    if kind == "maintainer":
+        lint.warn(MAINTAINER, "Maintainer instruction is deprecated in favor of using label", node.location)
+        return
     args = node.args
     if len(args) == 3 and args[2] != args[2].lower():
         lint.warn(STAGE_NAME_CASING, f"Stage name '{args[2]}' should be lowercase", node.location)

@@ -10,14 +10,13 @@ from ..model.graph import Location
 from ..model.oci import Platform
 from .baseref import parse_named
 from .expand import Expander, Work
-from .faults import Fault, at, did_you_mean
+from .faults import Fault, at, did_you_mean, nearest
 from .gotext import quote
 from .instructions import ArgPair, Copy, Dockerfile, Instruction, Onbuild, Run, Stage
 from .lexer import lex
 from .lint import (
     CONST_PLATFORM, INVALID_DEFAULT_ARG, REDUNDANT_TARGET_PLATFORM, UNDEFINED_ARG_IN_FROM, Linter,
 )  # fmt: skip
-from .faults import nearest
 from .mounts import check_mount
 from .options import LowerOptions, NamedContext
 from .platforms import format_all, normalize, parse_platform
@@ -141,7 +140,7 @@ class Graph:
         for name in unmatched:
             if name in self.meta_args:
                 continue
-            near = nearest(name, [*self.meta_args, *self.global_args])
+            near = lint.near(UNDEFINED_ARG_IN_FROM, name, [*self.meta_args, *self.global_args])
             message = f"FROM argument '{name}' is not declared" + (f" (did you mean {near}?)" if near else "")
             lint.warn(UNDEFINED_ARG_IN_FROM, message, location)
 

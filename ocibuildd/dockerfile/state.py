@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from ..model.graph import HistoryItem, Step
 from ..model.oci import ContainerConfig, Healthcheck, ImageConfig, Platform
@@ -109,10 +109,10 @@ class Image:
             budget.spend(100 + 8 * sum(len(item) for item in sized if item))
             self.snapshot = ContainerConfig(
                 user=self.user, env=tuple(self.env) or None,
-                exposed_ports=dict(self.exposed_ports) if self.exposed_ports else None,
+                exposed_ports=_sorted(self.exposed_ports),
                 entrypoint=self.entrypoint or None, cmd=self.cmd or None,
-                volumes=dict(self.volumes) if self.volumes else None, working_dir=self.working_dir,
-                labels=dict(self.labels) if self.labels else None, stop_signal=self.stop_signal,
+                volumes=_sorted(self.volumes), working_dir=self.working_dir,
+                labels=_sorted(self.labels), stop_signal=self.stop_signal,
                 args_escaped=self.args_escaped, healthcheck=self.healthcheck, on_build=self.on_build or None,
                 shell=self.shell or None,
             )  # fmt: skip
@@ -123,6 +123,14 @@ class Image:
             author=self.author, architecture=self.architecture, variant=self.variant, os=self.os,
             os_version=self.os_version, os_features=self.os_features, config=self.config(budget),
         )  # fmt: skip
+
+
+V = TypeVar("V")
+
+
+def _sorted(items: dict[str, V] | None) -> dict[str, V] | None:
+    """Go writes maps sorted by key; an empty one is left out."""
+    return dict(sorted(items.items())) if items else None
 
 
 @dataclass(slots=True)
@@ -180,6 +188,11 @@ class State:
         self.env.pop(key, None)
         self.env[key] = value
         self.env_tuple = None
+
+    def image_platform(self) -> Platform:
+        """Of the image as it stands."""
+        image = self.image
+        return Platform(image.architecture, image.os, image.os_version, image.os_features, image.variant)
 
     def run_env(self, budget: Budget) -> tuple[tuple[str, str], ...]:
         if self.env_tuple is None:

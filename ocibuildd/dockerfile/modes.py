@@ -1,0 +1,40 @@
+"""``--chmod``: octal, or symbolic as chmod(1) has it; and signals for STOPSIGNAL."""
+
+from __future__ import annotations
+
+import re
+
+from .faults import Fault
+from .gotext import parse_int
+
+_CLAUSE = re.compile(r"[ugoa]*(?:[-+=](?:[rwxXst]*|[ugo]|[0-7]+))+\Z")
+_SIGNALS = frozenset(
+    "ABRT ALRM BUS CHLD CLD CONT FPE HUP ILL INT IO IOT KILL PIPE POLL PROF PWR QUIT SEGV STKFLT STOP SYS TERM "
+    "TRAP TSTP TTIN TTOU URG USR1 USR2 VTALRM WINCH XCPU XFSZ RTMIN RTMAX".split()
+) | {f"RTMIN+{n}" for n in range(1, 16)} | {f"RTMAX-{n}" for n in range(1, 15)}
+
+
+def check_chmod(text: str) -> str:
+    """Give the mode back if it is one.  Raises Fault."""
+    message = f"invalid chmod parameter: '{text}'. it should be octal string and between 0 and 07777"
+    if text.isdigit() and text.isascii():
+        try:
+            if parse_int(text, 8, 32, signed=False) > 0o7777:
+                raise Fault(message, token=text)
+        except ValueError:
+            raise Fault(message, token=text) from None
+        return text
+    if not text or not all(_CLAUSE.match(clause) for clause in text.split(",")):
+        raise Fault(f"invalid chmod parameter: '{text}'. it should be octal or symbolic (u=rwX,go=rX)", token=text)
+    return text
+
+
+def check_signal(text: str) -> str:
+    """Give the signal back if it is one.  Raises Fault in Docker's words."""
+    if text.isdigit() and text.isascii():
+        if not 1 <= int(text[:9]) <= 64:
+            raise Fault(f"invalid signal: {text}", token=text)
+        return text
+    if text.upper().removeprefix("SIG") not in _SIGNALS:
+        raise Fault(f"invalid signal: {text}", token=text)
+    return text

@@ -1,0 +1,94 @@
+"""``--call=outline`` and ``--call=targets``, in the shapes of BuildKit's subrequests."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+from ..model.graph import Location
+from .faults import Fault
+from .gotext import to_utf8
+from .instructions import Arg, Dockerfile
+from .lower import Known, Lowering
+from .options import LowerOptions
+from .state import State
+
+
+def _location(location: Location | None) -> dict[str, Any] | None:
+    if location is None:
+        return None
+    lines = range(location.start, location.end + 1) if location.end > location.start else [location.start]
+    return {"ranges": [{"start": {"line": line}, "end": {"line": line}} for line in lines]}
+
+
+def _source(dockerfile: Dockerfile) -> str:
+    return base64.b64encode(dockerfile.source.text.encode("utf-8", "surrogateescape")).decode()
+
+
+def targets(dockerfile: Dockerfile) -> dict[str, Any]:
+    """All stages that can be asked for."""
+    out: list[dict[str, Any]] = []
+    for index, stage in enumerate(dockerfile.stages):
+        item: dict[str, Any] = {
+            "name": stage.stage_name, "default": index == len(dockerfile.stages) - 1, "description": stage.comment,
+            "base": stage.base_name, "platform": stage.platform,
+        }  # fmt: skip
+        item = {key: to_utf8(value) if isinstance(value, str) else value for key, value in item.items() if value}
+        item["Location"] = _location(stage.location)
+        out.append(item)
+    return {"Targets": out, "Sources": [_source(dockerfile)]}
+
+
+def outline(dockerfile: Dockerfile, options: LowerOptions, known: Known) -> dict[str, Any]:
+    """The arguments, secrets and SSH agents that a build of the target takes.  Raises DockerfileError.
+
+    Images that aren't known count as empty: their ONBUILD triggers don't show."""
+    try:
+        lowering = Lowering(dockerfile, options, known, lenient=True)
+        target = lowering.resolve()
+        lowering.dispatch()
+    except Fault as fault:
+        raise dockerfile.source.error(fault) from None
+    out: dict[str, Any] = {}
+    args = _args(lowering, target)
+    if args:
+        out["args"] = args
+    for key, found in (("secrets", lowering.context.secrets), ("ssh", lowering.context.ssh)):
+        if found:
+            out[key] = [
+                {"name": name, "required": required, "Location": _location(location)}
+                for name, (required, location) in sorted(found.items(), key=lambda item: item[1][1].start)
+            ]
+    out["sources"] = [_source(dockerfile)]
+    return out
+
+
+def _args(lowering: Lowering, target: State) -> list[dict[str, Any]]:
+    graph = lowering.graph
+    found: dict[str, tuple[str, str, Location]] = {}
+    wanted: list[str] = []
+    for state in [target, *(s for s in graph.states if s.reachable and s is not target)]:
+        wanted += graph.used_from_args.get(state, ())
+        for command in state.commands:
+            if isinstance(command.instruction, Arg):
+                for pair in command.instruction.pairs:
+                    if pair.value is None and pair.key not in graph.build_args:
+                        wanted.append(pair.key)  # it takes the global one's value
+                        if pair.key in graph.global_args:
+                            continue
+                    value = next((p.value for p in reversed(state.build_args) if p.key == pair.key), None)
+                    found.setdefault(pair.key, (value or "", pair.comment, command.instruction.location))
+    seen: set[str] = set()
+    while wanted:
+        name = wanted.pop()
+        meta = graph.meta_args.get(name)
+        if name in seen or meta is None:
+            continue
+        seen.add(name)
+        wanted += meta.deps
+        found.setdefault(name, (meta.value, meta.pair.comment, meta.location))
+    out = [
+        {"name": name, "description": comment, "value": value, "Location": _location(location)}
+        for name, (value, comment, location) in sorted(found.items(), key=lambda item: item[1][2].start)
+    ]
+    return [{key: value for key, value in item.items() if value} for item in out]

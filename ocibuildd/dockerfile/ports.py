@@ -1,0 +1,69 @@
+"""EXPOSE: ``[[ip:]host:]port[-end][/proto]`` → the ports of the container."""
+
+from __future__ import annotations
+
+import ipaddress
+
+from ..model.graph import Location
+from .faults import Fault
+from .gotext import parse_int, quote
+from .lint import EXPOSE_FORMAT, EXPOSE_PROTO, Linter
+
+PROTOCOLS = ("", "tcp", "udp", "sctp")
+
+
+def parse_ports(specs: list[str], location: Location, lint: Linter) -> list[str]:
+    """``["80", "81-82/udp"]`` → ``["80/tcp", "81/udp", "82/udp"]``.  Raises Fault."""
+    return [port for spec in specs for port in parse_port(spec, location, lint)]
+
+
+def parse_port(spec: str, location: Location, lint: Linter) -> list[str]:
+    """One word of EXPOSE.  Raises Fault."""
+    parts = spec.split(":")
+    container, host = parts[-1], parts[-2] if len(parts) > 1 else ""
+    address = ":".join(parts[:-2])
+    port, _, protocol = container.partition("/")
+    if not port:
+        raise Fault(f"invalid port: {quote(spec)}: no port specified", token=spec)
+    if protocol.lower() not in PROTOCOLS:
+        raise Fault(f"invalid port: {quote(spec)}: invalid proto: {protocol}", token=spec)
+    if protocol != protocol.lower():
+        message = f"Defined protocol '{spec}' in EXPOSE instruction should be lowercase"
+        lint.warn(EXPOSE_PROTO, message, location)
+    if address or host:
+        message = (
+            "EXPOSE instruction should not define an IP address or host-port mapping, found "
+            f"'{spec}'"
+        )
+        lint.warn(EXPOSE_FORMAT, message, location)
+    _check_address(address)
+    start, end = _range(port, "containerPort")
+    if host:
+        host_start, host_end = _range(host, "hostPort")
+        if end - start != host_end - host_start and end != start:
+            raise Fault(f"invalid ranges specified for container and host Ports: {port} and {host}", token=spec)
+    return [f"{number}/{protocol.lower() or 'tcp'}" for number in range(start, end + 1)]
+
+
+def _check_address(address: str) -> None:
+    if address.startswith("["):
+        if not address.endswith("]"):
+            raise Fault(f"invalid IP address {address}", token=address)
+        address = address[1:-1]
+    try:
+        if address:
+            ipaddress.ip_address(address)
+    except ValueError:
+        raise Fault(f"invalid IP address: {address}", token=address) from None
+
+
+def _range(text: str, what: str) -> tuple[int, int]:
+    first, dash, last = text.partition("-")
+    try:
+        start = parse_int(first, 10, 64)
+        end = parse_int(last, 10, 64) if dash else start
+    except ValueError:
+        raise Fault(f"invalid {what}: {text}", token=text) from None
+    if not 0 <= start <= end <= 65535:
+        raise Fault(f"invalid {what}: {text}", token=text)
+    return start, end
