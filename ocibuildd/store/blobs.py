@@ -288,13 +288,16 @@ class Blobs:
 
         self._db.after_commit(lambda: None, undo)
 
-    def to_trash(self, digest: Digest) -> None:
-        """Second half of a removal, after the row is gone: a rename, so that a blob of that name that
-        comes in again meanwhile is safe; the trash is emptied later."""
+    def trash_forgotten(self, digest: Digest) -> bool:
+        """Second half of a removal, after the row is gone: a rename, fast and final; the trash is emptied
+        later.  False if the blob has come in again meanwhile and stays."""
+        if self._db.one("SELECT 1 FROM blobs WHERE digest = ?", (digest,)) is not None:
+            return False
         hit("blob.before-trash")
         target = self._state / "trash" / f"blob-{digest.hex[:32]}-{next(self._names)}"
         with contextlib.suppress(FileNotFoundError):
             os.rename(self.file(digest), target)
+        return True
 
     def verify(self, digest: Digest) -> str:
         """What is wrong with the blob's file, "" = nothing.  *Thread-safe*."""

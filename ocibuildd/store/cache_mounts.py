@@ -167,7 +167,9 @@ class CacheMounts:
         return before.size
 
     def trash(self, name: str) -> Path | None:
-        """Rename out of the way, after the row is gone.  None = no such directory."""
+        """Rename out of the way, after the row is gone.  None = no such directory, or in use again."""
+        if self.in_use(name):
+            return None
         target = self._state / "trash" / f"cache-{name}-{time.time_ns()}"
         hit("cache-mount.before-trash")
         with contextlib.suppress(FileNotFoundError):

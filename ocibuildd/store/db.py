@@ -18,11 +18,17 @@ from .schema import KEYS, MIGRATIONS
 
 BUSY_TIMEOUT_MS = 5_000
 CACHED_STATEMENTS = 256
-CHECKPOINT_PAGES = 8_000
-"""A checkpoint inside a commit costs a sync of the database: idle time does it (maintenance), and a
-commit only when the log has grown to this (32 MB)."""
+CACHE_KIB = 32 << 10
+"""Pages are taken as they are read, and given back after a collection (``shrink``)."""
+CHECKPOINT_PAGES = 64_000
+"""A checkpoint inside a commit costs a sync of the database: maintenance does it in a thread, and a
+commit only when the log has grown to this (256 MB)."""
 
 Row = tuple[Any, ...]
+
+
+def _nobody() -> None:
+    """Nobody wants to know."""
 
 
 def translate(error: sqlite3.Error, path: object) -> BuildError | sqlite3.Error:
@@ -48,6 +54,8 @@ class Database:
         self.depth = 0
         self._after: list[Callable[[], None]] = []
         self._undo: list[Callable[[], None]] = []
+        self.on_write: Callable[[], None] = _nobody
+        """Called after each commit (maintenance wakes by it)."""
         self.connection = sqlite3.connect(
             path, isolation_level=None, cached_statements=CACHED_STATEMENTS, timeout=BUSY_TIMEOUT_MS / 1e3
         )
@@ -67,6 +75,7 @@ class Database:
         run("PRAGMA journal_mode = WAL")
         run("PRAGMA synchronous = FULL")
         run(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
+        run(f"PRAGMA cache_size = -{CACHE_KIB}")
         run("PRAGMA temp_store = MEMORY")
         run("PRAGMA trusted_schema = OFF")
         (version,) = run("PRAGMA user_version").fetchone()
@@ -131,6 +140,7 @@ class Database:
             self._write_journal()
 
     def _write_journal(self) -> None:
+        self.on_write()
         lines, self._lines = self._lines, []
         if lines and self.journal is not None:
             self.journal.append(b"".join(lines))
@@ -169,6 +179,20 @@ class Database:
         for callback in callbacks:
             callback()
 
+    @contextmanager
+    def relaxed(self) -> Iterator[None]:
+        """Commits inside don't wait for the disk (a crash of the machine may undo the latest of them, in
+        order); whoever acts on them calls ``barrier`` first.  Not inside a transaction."""
+        self.run("PRAGMA synchronous = NORMAL")
+        try:
+            yield
+        finally:
+            self.run("PRAGMA synchronous = FULL")
+
+    def barrier(self) -> None:
+        """All commits so far are on the disk when this returns."""
+        self.run(f"PRAGMA user_version = {len(MIGRATIONS)}")
+
     def after_commit(self, callback: Callable[[], None], undo: Callable[[], None] | None = None) -> None:
         """Call once what was written stands (now, outside a transaction); ``undo`` if it is rolled back."""
         if not self.depth:
@@ -182,18 +206,22 @@ class Database:
         """Give up to ``pages`` free pages back to the disk; True when there are more."""
         self.all(f"PRAGMA incremental_vacuum({int(pages)})")
         row = self.one("PRAGMA freelist_count")
-        return bool(row and row[0])
+        if row and row[0]:
+            return True
+        self.all("PRAGMA shrink_memory")
+        return False
 
     def close(self) -> None:
         """Checkpoints (SQLite does so with the last connection) and closes."""
         self.connection.close()
 
 
-def checkpoint(path: Path) -> None:
-    """Move the write-ahead log into the database and empty it.  *Thread-safe*: a connection of its own."""
+def checkpoint(path: Path, *, truncate: bool = True) -> None:
+    """Move the write-ahead log into the database, and empty it (``truncate``: writers wait for that).
+    *Thread-safe*: a connection of its own."""
     connection = sqlite3.connect(path, isolation_level=None, timeout=BUSY_TIMEOUT_MS / 1e3)
     try:
         hit("db.checkpoint")
-        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        connection.execute(f"PRAGMA wal_checkpoint({'TRUNCATE' if truncate else 'PASSIVE'})").fetchall()
     finally:
         connection.close()

@@ -13,6 +13,8 @@ from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+import msgspec
+
 from .graph import Counts, Graph, ImageNode, RecordNode
 from .policy import DAY, Candidate, Policy
 
@@ -26,8 +28,7 @@ PAGE_BYTES = 4_096
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class Removal:
+class Removal(msgspec.Struct, frozen=True, gc=False):
     """One thing that goes.  what: record | image | intermediate | mount.  bytes: what its going frees
     (after those before it).  rule, why: for the log and for people."""
 
@@ -64,6 +65,13 @@ def breathing(items: Iterable[T], every: int = SLICE) -> Generator[None, None, l
     return found
 
 
+def releasing(items: list[T]) -> Generator[None, None, None]:
+    """Empty a long list; freeing a hundred thousand objects at once would hold the loop too."""
+    while items:
+        del items[-SLICE:]
+        yield
+
+
 def finish(steps: Generator[None, None, T]) -> T:
     """Run a stepwise function to its end at once (tests, tools, small stores)."""
     while True:
@@ -89,8 +97,8 @@ def planning(
     yield
     counts, candidates, broken = yield from _holding(graph)
     order = yield from _ordered(candidates, now)
-    result.garbage = counts.sweep_unheld()
-    yield
+    candidates.clear()
+    result.garbage = yield from counts.sweep_unheld()
     mounts = 0
     gone = {record.key for record in broken}
     for record in broken:
@@ -117,8 +125,8 @@ def planning(
                 freed = counts.drop(candidate.chain, candidate.blobs)
             result.removals.append(_removal(candidate, freed, policy, now, graph))
         if taken:
-            order = [candidate for candidate in order if candidate.id not in gone]
-            yield
+            order = yield from breathing(c for c in order if c.id not in gone)
+    yield from releasing(order)
     yield from _intermediates(graph, counts, gone, result)
     result.layers, result.trees, result.blobs = counts.free_layers, counts.free_trees, counts.free_blobs
     result.freed = counts.freed + mounts
@@ -270,8 +278,12 @@ def _intermediates(graph: Graph, counts: Counts, gone: set[str], result: Plan) -
             before = graph.images.get(parent)
             parent = before.parent if before else ""
     yield
-    tops = {r.chain[-1] for r in graph.records if r.chain and r.key not in gone}
-    yield
+    tops: set[int] = set()
+    for number, record in enumerate(graph.records):
+        if record.chain and record.key not in gone:
+            tops.add(record.chain[-1])
+        if number % SLICE == SLICE - 1:
+            yield
     for number, image in enumerate(graph.images.values()):
         if number % SLICE == SLICE - 1:
             yield

@@ -1,24 +1,30 @@
-"""What there is and what holds what, as values: the input of collection, prune and df."""
+"""What there is and what holds what, as values: the input of collection, prune and df.
+
+There can be hundreds of thousands of nodes: they are structs that the cyclic garbage collector of Python
+doesn't look at (``gc=False``), whose full passes would hold the loop for longer than the work itself.
+"""
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import TypeVar
+
+import msgspec
 
 from ..ports import LayerId
 
 
-@dataclass(frozen=True, slots=True)
-class LayerNode:
+class LayerNode(msgspec.Struct, frozen=True, gc=False):
     """Where a layer's bytes are; "" = not there."""
 
     digest: str
     tree: str
 
 
-@dataclass(frozen=True, slots=True)
-class ImageNode:
+class ImageNode(msgspec.Struct, frozen=True, gc=False):
     """blobs: config, manifest and what else the image keeps.  names: those that pin it."""
 
     id: str
@@ -34,8 +40,7 @@ class ImageNode:
     description: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class RecordNode:
+class RecordNode(msgspec.Struct, frozen=True, gc=False):
     """A cache record.  blobs: those that its value names."""
 
     key: str
@@ -49,8 +54,7 @@ class RecordNode:
     description: str
 
 
-@dataclass(frozen=True, slots=True)
-class MountNode:
+class MountNode(msgspec.Struct, frozen=True, gc=False):
     """A cache mount."""
 
     hash: str
@@ -60,6 +64,9 @@ class MountNode:
     last_used: float
     uses: int
     in_use: bool
+
+
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -156,17 +163,27 @@ class Counts:
             self.free_trees.append(tree)
             self.freed += self._graph.trees[tree]
 
-    def sweep_unheld(self) -> int:
-        """What nobody held from the start; gives its bytes."""
+    def sweep_unheld(self) -> Generator[None, None, int]:
+        """What nobody held from the start, stepwise; gives its bytes."""
         before = self.freed
         graph = self._graph
-        self.free_layers += [layer for layer in graph.layers if not self.layers[layer]]
-        for digest, size in graph.blobs.items():
-            if not self.blobs[digest]:
-                self.free_blobs.append(digest)
-                self.freed += size
-        for tree, size in graph.trees.items():
-            if not self.trees[tree]:
-                self.free_trees.append(tree)
-                self.freed += size
+        for layers in _batches(graph.layers):
+            self.free_layers += [layer for layer in layers if not self.layers[layer]]
+            yield
+        for blobs in _batches(graph.blobs):
+            unheld = [blob for blob in blobs if not self.blobs[blob]]
+            self.free_blobs += unheld
+            self.freed += sum(graph.blobs[blob] for blob in unheld)
+            yield
+        for trees in _batches(graph.trees):
+            loose = [tree for tree in trees if not self.trees[tree]]
+            self.free_trees += loose
+            self.freed += sum(graph.trees[tree] for tree in loose)
+            yield
         return self.freed - before
+
+
+def _batches(items: Iterable[T], size: int = 5_000) -> Iterator[list[T]]:
+    iterator = iter(items)
+    while batch := list(itertools.islice(iterator, size)):
+        yield batch

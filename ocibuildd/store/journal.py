@@ -10,9 +10,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import msgspec
 
@@ -22,8 +22,10 @@ log = logging.getLogger(__name__)
 
 MAX_LINE = 4 << 20
 """A row is far smaller; a longer line is damage."""
+REWRITE_SLICE = 500
 COMPACT_AT = 4 << 20
 """A journal smaller than this is never worth rewriting."""
+BYTES_PER_ROW = 2_000
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(tuple[str, list[Any]]).decode
@@ -36,6 +38,7 @@ class Journal:
         self.path = path
         self.schema = schema
         self._failed = False
+        self._fresh: IO[bytes] | None = None
         self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         self.size = os.fstat(self.fd).st_size
         if not self.size:
@@ -49,6 +52,8 @@ class Journal:
     def append(self, lines: bytes) -> None:
         """Best effort: a full disk costs the spare, not the commit that it follows."""
         hit("journal.append")
+        if self._fresh is not None:
+            self._fresh.write(lines)
         try:
             self.size += os.write(self.fd, lines)
         except OSError as error:
@@ -56,20 +61,30 @@ class Journal:
                 log.warning("journal %s: %s", self.path, error)
             self._failed = True
 
-    def rewrite(self, rows: Iterable[tuple[str, Sequence[Any]]]) -> None:
-        """Replace the journal by these rows (the live ones)."""
+    def rewriting(self, rows: Iterable[tuple[str, Sequence[Any]]]) -> Generator[None, None, None]:
+        """Replace the journal by these rows (the live ones), stepwise; what is appended meanwhile goes to
+        both, and later lines win."""
         fresh = self.path.with_suffix(".new")
-        with open(fresh, "wb", opener=lambda p, f: os.open(p, f, 0o600)) as file:
-            file.write(self.line("schema", (self.schema,)))
-            file.writelines(self.line(table, row) for table, row in rows)
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with open(fresh, "wb", opener=lambda p, f: os.open(p, f, 0o600)) as file:
+                self._fresh = file
+                file.write(self.line("schema", (self.schema,)))
+                for number, (table, row) in enumerate(rows):
+                    file.write(self.line(table, row))
+                    if number % REWRITE_SLICE == REWRITE_SLICE - 1:
+                        yield
+        finally:
+            self._fresh = None
         hit("journal.before-rename")
         fresh.rename(self.path)
         os.close(self.fd)
         self.fd = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
         self.size = os.fstat(self.fd).st_size
         self._failed = False
+
+    def bloated(self, rows: int) -> bool:
+        """Is it mostly history?  ``rows``: how many stand."""
+        return self.size > COMPACT_AT and self.size > BYTES_PER_ROW * rows
 
     def close(self) -> None:
         """No more lines."""

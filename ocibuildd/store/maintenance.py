@@ -16,6 +16,7 @@ from ..runtime import in_thread
 from .db import checkpoint
 from .gc import Plan, planning
 from .policy import Policy
+from .rebuild import compacting
 from .space import Reservation
 from .store import Store
 from .survey import surveying
@@ -26,8 +27,11 @@ log = logging.getLogger(__name__)
 
 SYNC_DELAY = 2.0
 """Seconds after which new trees are synced: long enough for a build's next steps to join in."""
-IDLE_CHECKPOINT = 64
-"""Pages in the write-ahead log below which an idle moment isn't used to empty it."""
+IDLE_CHECKPOINT = 256 << 10
+"""Bytes of write-ahead log below which an idle moment isn't used to empty it."""
+BUSY_CHECKPOINT = 16 << 20
+"""Bytes of it above which a long collection stops to work it off."""
+CHECKPOINT_STEPS = 16
 ADMIT_TRIES = 3
 ADMIT_PAUSE = 1.0
 
@@ -36,8 +40,11 @@ Remover = Callable[[Sequence[Path]], Awaitable[object]]
 """Deletes directories that belong to subordinate ids (nsd's ``remove`` job)."""
 
 
-async def drive(steps: Generator[None, None, T]) -> T:
-    """Run a stepwise function, letting the loop turn at each step."""
+async def drive(
+    steps: Generator[None, None, T], *, every: int = 0, also: Callable[[], Awaitable[object]] | None = None
+) -> T:
+    """Run a stepwise function, letting the loop turn at each step; ``also`` after each ``every`` steps."""
+    number = 0
     try:
         while True:
             try:
@@ -45,7 +52,10 @@ async def drive(steps: Generator[None, None, T]) -> T:
             except StopIteration as stop:
                 result: T = stop.value
                 return result
+            number += 1
             await asyncio.sleep(0)
+            if also is not None and every and not number % every:
+                await also()
     finally:
         steps.close()
 
@@ -69,9 +79,10 @@ class Maintenance:
         self._wake = asyncio.Event()
         self._collected = time.monotonic()
         self._dirty = True
+        store.db.on_write = self.poke
 
     def poke(self) -> None:
-        """Something was committed or put into the trash: work for the next idle moment."""
+        """Something was committed or put into the trash: work for a moment later."""
         self._dirty = True
         self._wake.set()
 
@@ -119,15 +130,26 @@ class Maintenance:
         await self.shrink()
 
     async def shrink(self) -> None:
-        """The database as small as what is in it."""
+        """Database and journal as small as what is in them."""
+        await drive(compacting(self.store.db))
         more = True
         while more:
             more = self.store.db.shrink()
             await asyncio.sleep(0)
-        log_file = self.store.db.path.with_name(self.store.db.path.name + "-wal")
+        if self._log_size() > IDLE_CHECKPOINT:
+            await in_thread(checkpoint, self.store.db.path)
+
+    def _log_size(self) -> int:
+        """Bytes of the write-ahead log."""
+        path = self.store.db.path
         with contextlib.suppress(FileNotFoundError):
-            if log_file.stat().st_size > IDLE_CHECKPOINT * 4096:
-                await in_thread(checkpoint, self.store.db.path)
+            return path.with_name(path.name + "-wal").stat().st_size
+        return 0
+
+    async def _checkpoint(self) -> None:
+        """While much is being deleted: keep the log from growing, without holding the writers."""
+        if self._log_size() > BUSY_CHECKPOINT:
+            await in_thread(checkpoint, self.store.db.path, truncate=False)
 
     async def collect(
         self, policies: Sequence[Policy] | None = None, *, dry_run: bool = False, wait: bool = False
@@ -135,9 +157,10 @@ class Maintenance:
         """Apply policies (None: the configured ones; (): only what nobody holds).  ``wait``: also until
         the files are gone, which otherwise happens in the background."""
         async with self._collecting:
-            outcome = await drive(
-                collecting(self.store, self.policies if policies is None else policies, dry_run=dry_run)
+            steps = collecting(
+                self.store, self.policies if policies is None else policies, dry_run=dry_run
             )
+            outcome = await drive(steps, every=CHECKPOINT_STEPS, also=self._checkpoint)
         if dry_run:
             return outcome
         self._collected = time.monotonic()

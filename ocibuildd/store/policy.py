@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
+
+import msgspec
 
 from ..errors import InvalidArgument
 from ..ports import LayerId
@@ -18,8 +20,7 @@ DAY = 86_400.0
 GB = 1_000_000_000
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
+class Candidate(msgspec.Struct, frozen=True, gc=False):
     """Something that may go.
 
     kind: for filters (regular, source.local, exec.cachemount, image …).  own: bytes of its top layer and
@@ -41,7 +42,7 @@ class Candidate:
     shared: bool = False
     in_use: bool = False
     named: bool = False
-    labels: Mapping[str, str] = field(default_factory=dict)
+    labels: Mapping[str, str] = {}
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ import logging
 import os
 import sqlite3
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +24,37 @@ log = logging.getLogger(__name__)
 
 MAX_MANIFEST = 4 << 20
 """Larger blobs aren't manifests."""
+PAGE = 500
+EMPTY = 64
+"""A journal of fewer bytes has only its first line."""
 
 
 def live_rows(db: Database) -> Iterator[tuple[str, Sequence[Any]]]:
     """All rows that the journal mirrors, for rewriting it."""
-    for table in KEYS:
-        for row in db.connection.execute(f"SELECT * FROM {table}"):
-            yield table, row
+    for table, key in KEYS.items():
+        after: object = ""
+        column = next(
+            number for number, row in enumerate(db.all(f"PRAGMA table_info({table})")) if row[1] == key
+        )
+        if table == "layers":
+            after = 0
+        while rows := db.all(f"SELECT * FROM {table} WHERE {key} > ? ORDER BY {key} LIMIT {PAGE}", (after,)):
+            for row in rows:
+                yield table, row
+            after = rows[-1][column]
+
+
+def compacting(db: Database) -> Generator[None, None, None]:
+    """Rewrite a journal that is mostly history, stepwise; write one where there is none."""
+    if db.journal is None:
+        return
+    row = db.one(
+        "SELECT (SELECT count(*) FROM records) + (SELECT count(*) FROM layers)"
+        " + (SELECT count(*) FROM blobs) + (SELECT count(*) FROM images)"
+    )
+    rows = row[0] if row else 0
+    if db.journal.bloated(rows) or (rows and db.journal.size < EMPTY):
+        yield from db.journal.rewriting(live_rows(db))
 
 
 def rebuild(state: Path, db: Database) -> int:

@@ -19,8 +19,9 @@ from ..model.digest import Digest
 from .blobs import disk_error
 from .db import Database
 from .failpoints import hit
-from .journal import COMPACT_AT, Journal
-from .rebuild import live_rows, rebuild
+from .gc import finish
+from .journal import Journal
+from .rebuild import compacting, live_rows, rebuild
 
 if TYPE_CHECKING:
     from .store import Store
@@ -99,7 +100,7 @@ def open_database(state: Path, *, clean: bool, schema: int) -> tuple[Database, R
         if not damage:
             _private(path)
             db.journal = Journal(state / "journal.jsonl", schema)
-            _compact(db)
+            finish(compacting(db))
             return db, report
         db.close()
     report.damage = damage
@@ -114,7 +115,7 @@ def open_database(state: Path, *, clean: bool, schema: int) -> tuple[Database, R
         _private(path)
         report.rebuilt_rows = rebuild(state, db)
         db.journal = Journal(state / "journal.jsonl", schema)
-        db.journal.rewrite(live_rows(db))
+        finish(db.journal.rewriting(live_rows(db)))
     except BaseException:
         db.close()
         raise
@@ -126,18 +127,6 @@ def _private(path: Path) -> None:
     for suffix in ("", "-wal", "-shm"):
         with contextlib.suppress(FileNotFoundError):
             path.with_name(path.name + suffix).chmod(0o600)
-
-
-def _compact(db: Database) -> None:
-    """Rewrite a journal that is mostly history; write one where there is none (an older store)."""
-    journal = db.journal
-    if journal is None:
-        return
-    row = db.one("SELECT (SELECT count(*) FROM records) + (SELECT count(*) FROM layers)"
-                 " + (SELECT count(*) FROM blobs) + (SELECT count(*) FROM images)")
-    rows = row[0] if row else 0
-    if (journal.size > COMPACT_AT and journal.size > 2_000 * rows) or (rows and journal.size < 64):
-        journal.rewrite(live_rows(db))
 
 
 def sweep(store: Store, report: Report, *, clean: bool) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 from ..errors import Conflict, NoSpace
 from ..model.digest import Digest
 from .failpoints import hit
-from .gc import Plan, Removal, planning
+from .gc import Plan, Removal, planning, releasing
 from .policy import Policy
 from .survey import surveying
 
@@ -23,9 +23,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SLICE_SECONDS = 0.010
+SLICE_SECONDS = 0.015
 """A transaction of removals goes on for so long before the loop may turn."""
 CHECK_EVERY = 16
+TRASH_SLICE = 256
 
 T = TypeVar("T")
 
@@ -65,6 +66,7 @@ def collecting(
             outcome.removals, outcome.freed = decided.removals, decided.freed
             outcome.layers, outcome.blobs = len(decided.layers), len(decided.blobs)
         else:
+            yield from releasing(graph.records)
             del graph
             yield from _carry_out(store, decided, outcome, now)
     finally:
@@ -75,42 +77,47 @@ def collecting(
 
 def _carry_out(store: Store, decided: Plan, outcome: Outcome, now: float) -> Generator[None, None, None]:
     before = store.used
+    mounts: list[str] = []
 
     def remove(item: Removal) -> None:
-        if _remove(store, item, outcome, now):
+        if _remove(store, item, now):
             outcome.removals.append(item)
+            if item.what == "mount":
+                mounts.append(item.id)
         else:
             outcome.kept += 1
 
-    yield from _sliced(store, decided.removals, remove, lambda: None)
-    yield from _sliced(store, decided.layers, lambda layer: _layer(store, layer, outcome), lambda: None)
+    yield from _sliced(store, decided.removals, remove)
+    yield from _sliced(store, decided.layers, lambda layer: _layer(store, layer, outcome))
     trees: list[str] = []
-
-    def flush_trees() -> None:
-        for tree in trees:
-            path = store.trees.trash(tree)
-            if path is not None:
-                outcome.trees.append(path)
-        trees.clear()
-
-    yield from _sliced(store, decided.trees, lambda tree: _tree(store, tree, trees), flush_trees)
+    yield from _sliced(store, decided.trees, lambda tree: _tree(store, tree, trees))
     blobs: list[Digest] = []
-
-    def flush_blobs() -> None:
-        for blob in blobs:
-            store.blobs.to_trash(blob)
-        blobs.clear()
-
-    yield from _sliced(store, decided.blobs, lambda blob: _blob(store, blob, blobs, outcome), flush_blobs)
+    yield from _sliced(store, decided.blobs, lambda blob: _blob(store, blob, blobs))
     store.records.trim_evictions()
+    # Row first, file second: the rows are gone for good before any file moves.
+    store.db.barrier()
+    hit("gc.after-barrier")
+    yield
+    for number, tree in enumerate(trees):
+        path = store.trees.trash(tree)
+        if path is not None:
+            outcome.trees.append(path)
+        if not number % TRASH_SLICE:
+            yield
+    for number, blob in enumerate(blobs):
+        if store.blobs.trash_forgotten(blob):
+            outcome.blobs += 1
+        if not number % TRASH_SLICE:
+            yield
+    for mount in mounts:
+        path = store.cache_mounts.trash(mount)
+        if path is not None:
+            outcome.trees.append(path)
     outcome.freed = before - store.used
 
 
-def _sliced(
-    store: Store, items: Iterable[T], each: Callable[[T], None], after: Callable[[], None]
-) -> Generator[None, None, None]:
-    """``each`` for all items, in transactions of SLICE_SECONDS; ``after`` each commit, before anything
-    else can run: the files of what was deleted."""
+def _sliced(store: Store, items: Iterable[T], each: Callable[[T], None]) -> Generator[None, None, None]:
+    """``each`` for all items, in transactions of SLICE_SECONDS."""
     todo = list(items)
     start = 0
     while start < len(todo):
@@ -121,14 +128,13 @@ def _sliced(
             if not store.space.drop_ballast():
                 raise
             continue
-        after()
         hit("gc.after-slice")
         yield
 
 
 def _slice(store: Store, todo: list[T], start: int, each: Callable[[T], None]) -> int:
     deadline = time.monotonic() + SLICE_SECONDS
-    with store.transaction():
+    with store.db.relaxed(), store.transaction():
         while start < len(todo):
             each(todo[start])
             start += 1
@@ -138,7 +144,7 @@ def _slice(store: Store, todo: list[T], start: int, each: Callable[[T], None]) -
     return start
 
 
-def _remove(store: Store, item: Removal, outcome: Outcome, now: float) -> bool:
+def _remove(store: Store, item: Removal, now: float) -> bool:
     held = store.held
     if item.what == "record":
         if held.recent_keys is not None and item.id in held.recent_keys:
@@ -149,13 +155,6 @@ def _remove(store: Store, item: Removal, outcome: Outcome, now: float) -> bool:
             store.cache_mounts.forget(item.id)
         except Conflict:
             return False
-
-        def trash() -> None:
-            path = store.cache_mounts.trash(item.id)
-            if path is not None:
-                outcome.trees.append(path)
-
-        store.db.after_commit(trash)
         return True
     image = Digest(item.id)
     if held.has_blob(image):
@@ -180,7 +179,7 @@ def _tree(store: Store, tree: str, gone: list[str]) -> None:
         gone.append(tree)
 
 
-def _blob(store: Store, blob: str, gone: list[Digest], outcome: Outcome) -> None:
+def _blob(store: Store, blob: str, gone: list[Digest]) -> None:
     if store.held.has_blob(blob):
         return
     if store.db.one("SELECT 1 FROM layers WHERE digest = ? LIMIT 1", (blob,)):
@@ -194,7 +193,6 @@ def _blob(store: Store, blob: str, gone: list[Digest], outcome: Outcome) -> None
     if store.blobs.forget(digest):
         store.db.delete("indexes", blob)
         gone.append(digest)
-        outcome.blobs += 1
 
 
 def empty_trash(state: Path, paths: Iterable[Path] | None = None) -> list[Path]:
