@@ -1,0 +1,109 @@
+"""Digests of files that need not be read again, because their inode says that they didn't change.
+
+A fingerprint is (device, inode, size, mtime, ctime) to the nanosecond.  ctime can't be set by a program, so a file whose
+size and mtime were restored is seen.  git's rule for the racily clean (Documentation/technical/racy-git.txt): a file that
+was written within the clock's granularity before it was read isn't remembered, since a write a moment later could leave
+the same times.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import struct
+import time
+import zlib
+from typing import Final
+
+MAGIC: Final = b"ocibuildd fingerprints 1\n"
+RECORD: Final = 72
+"""40 bytes of fingerprint, 32 of digest."""
+MAX_RECORDS: Final = 2_000_000
+SPARE: Final = 50_000
+"""Records of files that one selection doesn't ask for and the next one may."""
+RACY_NS: Final = 100_000_000
+"""More than the tick of any kernel's file times (1 to 10 ms)."""
+COARSE_NS: Final = 2_000_000_000
+"""The same for file systems that keep whole seconds (or FAT's two)."""
+_PACK = struct.Struct("<5Q").pack
+_MASK = (1 << 64) - 1
+_GIGA = 1_000_000_000
+
+
+def key(status: os.stat_result) -> bytes:
+    return _PACK(
+        status.st_dev & _MASK, status.st_ino & _MASK, status.st_size,
+        status.st_mtime_ns & _MASK, status.st_ctime_ns & _MASK,
+    )
+
+
+class Fingerprints:
+    """Digests by fingerprint.  One object serves many selections; not for two threads at once."""
+
+    def __init__(self) -> None:
+        self._old: dict[bytes, bytes] = {}
+        self._used: dict[bytes, bytes] = {}
+        self.changed = False
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Fingerprints:
+        """From a file; a missing, damaged or foreign one gives none."""
+        self = cls()
+        try:
+            with open(path, "rb") as file:
+                data = file.read(len(MAGIC) + 4 + MAX_RECORDS * RECORD)
+        except OSError:
+            return self
+        start = len(MAGIC) + 4
+        body = memoryview(data)[start:]
+        if data[:len(MAGIC)] != MAGIC or len(body) % RECORD:
+            return self
+        if _sum(body) != data[len(MAGIC):start]:
+            return self
+        self._old = {
+            data[at:at + 40]: data[at + 40:at + RECORD] for at in range(start, len(data), RECORD)
+        }
+        return self
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write them atomically, when something is new.  What nobody asked for is forgotten once it is the most."""
+        if not self.changed:
+            return
+        if len(self._old) > 3 * len(self._used) + SPARE:
+            self._old = {}
+        self._old.update(self._used)
+        body = b"".join(key + value for key, value in self._old.items())[-MAX_RECORDS * RECORD:]
+        temporary = f"{os.fspath(path)}.{os.getpid()}.tmp"
+        try:
+            with open(temporary, "wb") as file:
+                file.write(MAGIC + _sum(body) + body)
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise
+        self.changed = False
+
+    def get(self, fingerprint: bytes) -> bytes | None:
+        value = self._used.get(fingerprint)
+        if value is None:
+            value = self._old.get(fingerprint)
+            if value is not None:
+                self._used[fingerprint] = value
+        return value
+
+    def put(self, status: os.stat_result, value: bytes, read_at_ns: int) -> None:
+        """Remember the digest of a file that was read at ``read_at_ns`` (time.time_ns() before the first byte)."""
+        latest = max(status.st_mtime_ns, status.st_ctime_ns)
+        coarse = not (status.st_mtime_ns % _GIGA or status.st_ctime_ns % _GIGA)
+        if latest + (COARSE_NS if coarse else RACY_NS) < read_at_ns:
+            self._used[key(status)] = value
+            self.changed = True
+
+
+def _sum(body: bytes | memoryview) -> bytes:
+    return zlib.crc32(body).to_bytes(4, "little")
+
+
+def now() -> int:
+    return time.time_ns()

@@ -1,0 +1,317 @@
+"""Which files a COPY or ADD takes from a source, and a digest of exactly those.
+
+BuildKit's rules: paths are clamped to the root of the source, symlinks on the way to what is named are followed within
+it, symlinks below are taken as they are; ``*`` stays within a directory (Go's path.Match), ``**`` works with --parents;
+.dockerignore hides files of local contexts; --exclude is relative to what is copied.
+"""
+
+from __future__ import annotations
+
+import difflib
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+from ..errors import InvalidArgument, NotFound, TooLarge
+from ..model import patterns
+from ..ports import CopySpec
+from .paths import Root, is_whiteout, split
+
+MAX_FILES: Final = 5_000_000
+"""Files of one selection."""
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where files come from: the directory ``fd`` (a context, a checkout, a merged root), or ``inline`` files
+    (name, data, mode).
+
+    owned: owners on disk count (a stage or image); else everything is 0:0 (a context).
+    remote: it came by HTTP or git.  ``paths`` as written, ``ignore`` as ``model.patterns.parse_ignore`` gives them."""
+
+    fd: int | None = None
+    inline: tuple[tuple[str, bytes, int], ...] = ()
+    paths: tuple[str, ...] = ()
+    ignore: tuple[str, ...] = ()
+    remote: bool = False
+    owned: bool = False
+
+
+class Found(NamedTuple):
+    """A file of a selection: ``rel`` is its path below what was named (b"": that itself), ``place`` and ``name`` are
+    its directory and name in the source's root."""
+
+    rel: bytes
+    place: bytes
+    name: bytes
+    status: os.stat_result
+
+
+@dataclass(slots=True)
+class Match:
+    """One thing that a path names.  ``base``: its name as written (b"" for the root of the source).
+
+    ``lead``: with --parents, the directories between the pivot and it, each as (path below the destination, Found).
+    ``files``: it and all below it that is visible."""
+
+    base: bytes
+    path: bytes
+    status: os.stat_result
+    lead: list[Found]
+    files: list[Found]
+
+
+class Selector:
+    """Finds files in one source."""
+
+    def __init__(self, source: Source, spec: CopySpec):
+        self.source = source
+        self.root = Root(source.fd)
+        self.parents = spec["parents"]
+        self.ignore = patterns.Ignore(source.ignore) if source.ignore else None
+        self.exclude = patterns.Ignore(spec["exclude"]) if spec["exclude"] else None
+        self.missing: list[str] = []
+        self.ignored: dict[str, str] = {}
+        self._count = 0
+
+    def run(self) -> Iterator[Match]:
+        """The matches of all paths, in the order of the paths, those of a wildcard sorted.
+
+        Literal paths without a match land in ``missing`` (and ``ignored``)."""
+        for written in self.source.paths:
+            yield from self._path(written)
+
+    def _path(self, written: str) -> Iterator[Match]:
+        pivot, text = "", written
+        if self.parents:
+            before, slash, after = written.partition("/./")
+            if slash:
+                pivot, text = before, after
+                if not after.strip("/"):
+                    self.missing.append(written)
+                    return
+        prefix = os.fsencode(patterns.clean("/" + pivot)[1:])
+        path = patterns.clean("/" + text)[1:]
+        if patterns.has_wildcard(path):
+            for name in self._expand(prefix, path):
+                match = self._match(prefix, name, wildcard=True)
+                if match is not None:
+                    yield match
+            return
+        match = self._match(prefix, os.fsencode(path.replace("\\", "") if "\\" in path else path))
+        if match is None:
+            self.missing.append(written)
+        else:
+            yield match
+
+    # --- one match
+
+    def _match(self, prefix: bytes, path: bytes, *, wildcard: bool = False) -> Match | None:
+        full = prefix + b"/" + path if prefix and path else prefix or path
+        real = self.root.resolve(full)
+        status = self.root.stat(real)
+        if status is None:
+            return None
+        if self.ignore is not None and real and (reason := self.ignore.why(os.fsdecode(real))) is not None:
+            below = stat.S_ISDIR(status.st_mode) and self.ignore.may_contain(os.fsdecode(real))
+            if not below or not any(self._walk(real, status)):
+                self.ignored[os.fsdecode(full)] = reason
+                return None
+        if wildcard and self.exclude is not None and self.exclude.matches(os.fsdecode(self._relative(path))):
+            return None
+        place, name = split(real)
+        match = Match(split(path)[1], real, status, [], [])
+        if self.parents:
+            match.lead = self._lead(prefix, path)
+        if stat.S_ISDIR(status.st_mode):
+            match.files = list(self._walk(real, status))
+        else:
+            match.files = [Found(b"", place, name, status)]
+        self._count += len(match.files)
+        return match
+
+    def _relative(self, path: bytes) -> bytes:
+        """A wildcard's match relative to the directory in which the wildcard stands."""
+        return path if self.parents else split(path)[1]
+
+    def _lead(self, prefix: bytes, path: bytes) -> list[Found]:
+        """The directories above a match, from the pivot on."""
+        lead = []
+        parts = path.split(b"/")[:-1]
+        for depth in range(len(parts)):
+            rel = b"/".join(parts[:depth + 1])
+            real = self.root.resolve(prefix + b"/" + rel if prefix else rel)
+            status = self.root.stat(real)
+            if status is not None:
+                place, name = split(real)
+                lead.append(Found(rel, place, name, status))
+        return lead
+
+    # --- wildcards
+
+    def _expand(self, prefix: bytes, pattern: str) -> list[bytes]:
+        """Paths (below ``prefix``, as named) that a wildcard matches, sorted; directories end the descent."""
+        parts = pattern.split("/")
+        first = next(index for index, part in enumerate(parts) if patterns.has_wildcard(part))
+        lead = os.fsencode("/".join(parts[:first]))
+        rest = parts[first:]
+        start = prefix + b"/" + lead if prefix and lead else prefix or lead
+        if self.parents and any("**" in part for part in rest):
+            found = self._expand_deep(self.root.resolve(start), rest)
+        else:
+            found = [b""]
+            for index, part in enumerate(rest):
+                found = self._level(self.root.resolve(start), found, part, last=index == len(rest) - 1)
+        return sorted(
+            (lead + b"/" + path if lead else path for path in found), key=lambda path: path.split(b"/"),
+        )
+
+    def _level(self, start: bytes, tops: list[bytes], part: str, *, last: bool) -> list[bytes]:
+        out = []
+        for top in tops:
+            directory = start + b"/" + top if start and top else start or top
+            for name, status in self._names(directory):
+                if (last or stat.S_ISDIR(status.st_mode)) and patterns.match(part, os.fsdecode(name)):
+                    out.append(top + b"/" + name if top else name)
+        return out
+
+    def _expand_deep(self, start: bytes, parts: list[str]) -> list[bytes]:
+        """``**``: any number of directories.  What matches isn't looked into any more."""
+        test = patterns.Ignore(["/".join(parts)])
+        out: list[bytes] = []
+        todo = [b""]
+        while todo:
+            top = todo.pop()
+            directory = start + b"/" + top if start and top else start or top
+            for name, status in self._names(directory):
+                path = top + b"/" + name if top else name
+                if test.matches(os.fsdecode(path)):
+                    out.append(path)
+                elif stat.S_ISDIR(status.st_mode):
+                    todo.append(path)
+        return out
+
+    def _names(self, directory: bytes) -> list[tuple[bytes, os.stat_result]]:
+        """Visible names of a directory; one that isn't there has none."""
+        try:
+            fd = self.root.open(directory, _DIRECTORY)
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+                return []
+            raise
+        try:
+            with os.scandir(fd) as scan:
+                found = [(os.fsencode(item.name), item.stat(follow_symlinks=False)) for item in scan]
+        finally:
+            os.close(fd)
+        return [(name, status) for name, status in found if not is_whiteout(status) and self._may_show(directory, name, status)]
+
+    def _may_show(self, directory: bytes, name: bytes, status: os.stat_result) -> bool:
+        if self.ignore is None:
+            return True
+        path = os.fsdecode(directory + b"/" + name if directory else name)
+        return self.ignore.may_contain(path) if stat.S_ISDIR(status.st_mode) else not self.ignore.matches(path)
+
+    # --- walking
+
+    def _walk(self, top: bytes, status: os.stat_result) -> Iterator[Found]:
+        """A directory and what is visible below it: each directory before its files, names sorted.
+
+        A directory that is hidden shows where something below it does."""
+        place, name = split(top)
+        first = Found(b"", place, name, status)
+        hidden = self.ignore is not None and top != b"" and self.ignore.matches(os.fsdecode(top))
+        if not hidden:
+            yield first
+        todo: list[tuple[bytes, bytes, tuple[Found, ...]]] = [(b"", top, (first,) if hidden else ())]
+        shown: set[bytes] = set()
+        while todo:
+            rel, directory, pending = todo.pop()
+            below: list[tuple[bytes, bytes, tuple[Found, ...]]] = []
+            for found in self._entries(rel, directory):
+                is_directory = stat.S_ISDIR(found.status.st_mode)
+                visible, enter = self._visible(found, is_directory)
+                if visible:
+                    for parent in pending:
+                        if parent.rel not in shown:
+                            shown.add(parent.rel)
+                            yield parent
+                    pending = ()
+                    yield found
+                if is_directory and enter:
+                    path = directory + b"/" + found.name if directory else found.name
+                    below.append((found.rel, path, () if visible else (*pending, found)))
+            todo.extend(reversed(below))
+
+    def _visible(self, found: Found, is_directory: bool) -> tuple[bool, bool]:
+        """(is it taken, is there a reason to look below it)."""
+        visible = enter = True
+        if self.ignore is not None:
+            path = os.fsdecode(found.place + b"/" + found.name if found.place else found.name)
+            visible = not self.ignore.matches(path)
+            enter = visible or (is_directory and self.ignore.may_contain(path))
+        if self.exclude is not None and enter:
+            rel = os.fsdecode(found.rel)
+            if self.exclude.matches(rel):
+                visible = False
+                enter = is_directory and self.exclude.may_contain(rel)
+        return visible, enter
+
+    def _entries(self, rel: bytes, directory: bytes) -> list[Found]:
+        try:
+            fd = self.root.open(directory, _DIRECTORY)
+        except FileNotFoundError:
+            return []  # removed since it was listed
+        prefix = rel + b"/" if rel else b""
+        out = []
+        try:
+            with os.scandir(fd) as scan:
+                for item in scan:
+                    name = os.fsencode(item.name)
+                    status = item.stat(follow_symlinks=False)
+                    if not is_whiteout(status):
+                        out.append(Found(prefix + name, directory, name, status))
+        except FileNotFoundError as error:
+            raise InvalidArgument(f"{os.fsdecode(directory)}: changed while it was being read") from error
+        finally:
+            os.close(fd)
+        self._count += len(out)
+        if self._count > MAX_FILES:
+            raise TooLarge(f"more than {MAX_FILES} files in one selection")
+        out.sort()
+        return out
+
+    # --- what isn't there
+
+    def near(self, written: str) -> list[str]:
+        """Names like the one that is missing, in the deepest directory of its path that exists."""
+        parts = os.fsencode(patterns.clean("/" + written)[1:]).split(b"/")
+        real = b""
+        for index, part in enumerate(parts):
+            candidate = self.root.resolve(real + b"/" + part if real else part)
+            status = self.root.stat(candidate)
+            if status is not None and stat.S_ISDIR(status.st_mode):
+                real = candidate
+                continue
+            names = [os.fsdecode(name) for name, _ in self._names(real)]
+            close = difflib.get_close_matches(os.fsdecode(part), names, 3, 0.6)
+            lead = os.fsdecode(b"/".join(parts[:index]))
+            return [lead + "/" + name if lead else name for name in close]
+        return []
+
+
+def not_found(missing: str, ignored: dict[str, str], near: list[str]) -> NotFound:
+    """The error for a path that matched nothing."""
+    clean = patterns.clean("/" + missing)[1:]
+    pattern = ignored.get(clean)
+    if pattern is not None:
+        return NotFound(
+            f'"/{clean}": not found: the .dockerignore pattern {pattern!r} hides it',
+            hint=f'add "!{clean}" to the .dockerignore file, or change the pattern',
+        )
+    hint = "did you mean " + " or ".join(f'"{name}"' for name in near) + "?" if near else ""
+    return NotFound(f'"/{clean}": not found', hint=hint)
