@@ -15,6 +15,7 @@ resolves what it names, and calls again (ONBUILD may bring in more) until it nam
 
 from __future__ import annotations
 
+from ..model.graph import ContextSource
 from .frontend import Report, check, epoch_from, lint, lower, parse, required_images
 from .gitref import GitRef, git_source, parse_git_ref
 from .instructions import Dockerfile
@@ -23,7 +24,7 @@ from .outline import outline, targets
 from .platforms import normalize, parse_platform
 
 __all__ = [
-    "Dockerfile", "GitRef", "LowerOptions", "NamedContext", "Report", "ResolvedImage", "check", "epoch_from",
-    "git_source", "lint", "lower", "normalize", "outline", "parse", "parse_git_ref", "parse_platform",
-    "required_images", "targets",
+    "ContextSource", "Dockerfile", "GitRef", "LowerOptions", "NamedContext", "Report", "ResolvedImage",
+    "check", "epoch_from", "git_source", "lint", "lower", "normalize", "outline", "parse", "parse_git_ref",
+    "parse_platform", "required_images", "targets",
 ]  # fmt: skip

@@ -7,7 +7,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from ..model.graph import (
-    ContextSource, CopySource, GitSource, HttpSource, ImageSource, Location, Op, Scratch, Vertex,
+    ContextSource,
+    CopySource,
+    GitSource,
+    HttpSource,
+    ImageSource,
+    Location,
+    Op,
+    Scratch,
+    Vertex,
 )  # fmt: skip
 from ..model.graph import Copy as CopyOp
 from ..model.oci import Platform

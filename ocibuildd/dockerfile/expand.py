@@ -15,11 +15,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from .faults import Fault
+from .globs import MAX_RESULT, Glob, trim_prefix, trim_suffix
 from .gotext import SPACES, SURROGATES, quote
 
 MAX_NESTING = 64
-MAX_RESULT = 4 << 20
-"""Characters that one word may expand to."""
 MAX_SHOWN = 500
 """Characters of a word in a message."""
 MAX_WORK = 1 << 21
@@ -29,7 +28,6 @@ _SPECIAL_NAMES = frozenset("@*#?-$!0")
 _SPACE = re.compile(f"[{SPACES}]+")
 _DIGITS = re.compile(r"\d+")
 _NAME = re.compile(r"\w*")
-_TEMPLATE = re.compile(r"\$(?:\$|\{(\w+)\}|(\w+))")
 
 
 @dataclass(slots=True)
@@ -151,7 +149,8 @@ class _Scanner:
         try:
             return self.until("")
         except Fault as fault:
-            raise Fault(f"failed to process {quote(source if len(source) <= MAX_SHOWN else source[:MAX_SHOWN] + '…')}: {fault.message}", token=fault.token) from None
+            shown = source if len(source) <= MAX_SHOWN else source[:MAX_SHOWN] + "…"
+            raise Fault(f"failed to process {quote(shown)}: {fault.message}", mark=fault.mark) from None
 
     def until(self, stop: str) -> str:
         """Read to the ``stop`` character (consumed), or to the end for ""."""
@@ -208,7 +207,7 @@ class _Scanner:
         close = self.text.find("'", self.pos + 1)
         if close < 0:
             self.pos = self.end
-            raise Fault("unexpected end of statement while looking for matching single-quote", token="'")
+            raise Fault("unexpected end of statement while looking for matching single-quote", mark="'")
         start, self.pos = self.pos, close + 1
         return self.text[start : close + 1] if self.how.raw_quotes else self.text[start + 1 : close]
 
@@ -238,7 +237,7 @@ class _Scanner:
                     char = text[self.pos]
                     self.pos += 1
                 out.append(char)
-        raise Fault("unexpected end of statement while looking for matching double-quote", token='"')
+        raise Fault("unexpected end of statement while looking for matching double-quote", mark='"')
 
     def name(self) -> str:
         """A variable's name at the current place; "" for none."""
@@ -282,9 +281,9 @@ class _Scanner:
         self.pos += 1
         first = self.peek()
         if not first:
-            raise Fault("syntax error: missing '}'", token="${")
+            raise Fault("syntax error: missing '}'", mark="${")
         if first in "{}:":
-            raise Fault("syntax error: bad substitution", token="${")
+            raise Fault("syntax error: bad substitution", mark="${")
         name = self.name()
         operator = self.take()
         if operator == "}":
@@ -306,7 +305,7 @@ class _Scanner:
             return self.until(stop)
         except Fault:
             if self.pos >= self.end:
-                raise Fault(f"syntax error: missing {missing}", token="${") from None
+                raise Fault(f"syntax error: missing {missing}", mark="${") from None
             raise
         finally:
             self.raw_escapes = before
@@ -318,7 +317,7 @@ class _Scanner:
             operator = self.take()
             written += operator
         elif operator not in ("+", "-", "?", "#", "%"):
-            raise Fault(f"unsupported modifier ({operator or '�'}) in substitution", token="${" + name)
+            raise Fault(f"unsupported modifier ({operator or '�'}) in substitution", mark="${" + name)
         # The flag of an outer pattern isn't inherited: each word says how it reads escapes.
         word = self.nested("}", operator in ("#", "%"), "'}'")
         value = self.lookup(name)
@@ -332,14 +331,14 @@ class _Scanner:
         if operator == "?":
             if empty:
                 reason = "unset" if value is None else "empty"
-                raise Fault(f"{name}: {word or f'is not allowed to be {reason}'}", token="${" + name)
+                raise Fault(f"{name}: {word or f'is not allowed to be {reason}'}", mark="${" + name)
             return value or ""
         if operator and operator in "#%":
             greedy = word[:1] == operator
             cut = trim_suffix if operator == "%" else trim_prefix
             self.how.work.spend(len(word) + len(value or ""))
             return cut(word[greedy:], value or "", greedy=greedy)
-        raise Fault(f"unsupported modifier ({written}) in substitution", token="${" + name)
+        raise Fault(f"unsupported modifier ({written}) in substitution", mark="${" + name)
 
     def substitute(self, name: str) -> str:
         everywhere = self.peek() == "/"
@@ -351,140 +350,7 @@ class _Scanner:
             return "${" + f"{name}/{pattern}/{replacement}" + "}"
         value = value or ""
         self.how.work.spend(len(pattern) + 2 * len(value))
-        result = _Glob(pattern).replace(value, replacement, everywhere=everywhere)
+        result = Glob(pattern).replace(value, replacement, everywhere=everywhere)
         if len(result) > MAX_RESULT:
             raise Fault(f"expansion gives more than {MAX_RESULT:,} characters")
         return result
-
-
-class _Glob:
-    """A shell pattern of ``*``, ``?`` and literals, run bit by bit; neither wildcard matches a newline.
-
-    Bit i: the first i characters of the pattern are matched.  Python's integers make it linear enough."""
-
-    def __init__(self, pattern: str, *, backwards: bool = False) -> None:
-        self.any = self.stars = 0
-        self.literals: dict[str, int] = {}
-        self.pattern = pattern
-        tokens = _glob_tokens(pattern)
-        if backwards:
-            tokens.reverse()
-        position = 0
-        for token, char in tokens:
-            if token == "*":
-                self.stars |= 1 << position
-                continue
-            if token == "?":
-                self.any |= 1 << position
-            else:
-                self.literals[char] = self.literals.get(char, 0) | 1 << position
-            position += 1
-        self.accept = 1 << position
-
-    def step(self, state: int, char: str) -> int:
-        mask = self.literals.get(char, 0)
-        if char == "\n":
-            return (state & mask) << 1
-        return (state & (mask | self.any)) << 1 | (state & self.stars)
-
-    def prefix(self, value: str, start: int, *, greedy: bool) -> int:
-        """End of the shortest or longest match that begins at ``start``; -1 for none."""
-        state, end = 1, -1
-        if state & self.accept:
-            if not greedy:
-                return start
-            end = start
-        for index in range(start, len(value)):
-            state = self.step(state, value[index])
-            if not state:
-                break
-            if state & self.accept:
-                end = index + 1
-                if not greedy:
-                    break
-        return end
-
-    def starts(self, value: str) -> list[bool]:
-        """For every place whether a match begins there: the pattern, backwards, from every end."""
-        backwards = _Glob(self.pattern, backwards=True)
-        out = [False] * (len(value) + 1)
-        state = 1
-        out[len(value)] = bool(state & backwards.accept)
-        for index in range(len(value) - 1, -1, -1):
-            state = backwards.step(state, value[index]) | 1
-            out[index] = bool(state & backwards.accept)
-        return out
-
-    def replace(self, value: str, replacement: str, *, everywhere: bool) -> str:
-        """Go's ``ReplaceAllString`` (with its ``$`` templates), or of the first match only."""
-        starts = self.starts(value)
-        out: list[str] = []
-        position, copied, size = 0, 0, 0
-        while position <= len(value):
-            try:
-                begin = starts.index(True, position)
-            except ValueError:
-                break
-            end = self.prefix(value, begin, greedy=True)
-            if not everywhere:
-                return value[:begin] + replacement + value[end:]
-            out.append(value[copied:begin])
-            if end > copied or begin == 0:
-                out.append(_template(replacement, value[begin:end]))
-                size += len(out[-1])
-                if size > MAX_RESULT:
-                    raise Fault(f"expansion gives more than {MAX_RESULT:,} characters")
-            copied = end
-            position = max(position + 1, end)
-        out.append(value[copied:])
-        return "".join(out)
-
-
-def _glob_tokens(pattern: str) -> list[tuple[str, str]]:
-    """``[(kind, character)]``: kind "*", "?" or "=" (the character itself)."""
-    out: list[tuple[str, str]] = []
-    index = 0
-    while index < len(pattern):
-        char = pattern[index]
-        index += 1
-        if char == "*":
-            if not out or out[-1][0] != "*":
-                out.append(("*", "*"))
-            continue
-        if char == "?":
-            out.append(("?", "?"))
-            continue
-        if char == "\\":
-            if pattern[index : index + 1] in ("}", "/"):
-                continue  # the escape only hid it from ${}
-            escaped = pattern[index : index + 1]
-            if not escaped or escaped not in "*?\\":
-                raise Fault(
-                    f"invalid pattern ({pattern}) in substitution: invalid escape '\\{escaped or '�'}'"
-                )
-            char = escaped
-            index += 1
-        out.append(("=", char))
-    return out
-
-
-def _template(replacement: str, whole: str) -> str:
-    """``regexp.Expand``: there are no groups, so ``$0`` is the match and other names are empty."""
-    if "$" not in replacement:
-        return replacement
-    return _TEMPLATE.sub(
-        lambda found: "$" if found[0] == "$$" else whole if (found[1] or found[2]).strip("0") == "" else "",
-        replacement,
-    )
-
-
-def trim_prefix(pattern: str, value: str, *, greedy: bool) -> str:
-    """``${v#p}`` and ``${v##p}``."""
-    end = _Glob(pattern).prefix(value, 0, greedy=greedy)
-    return value[end:] if end >= 0 else value
-
-
-def trim_suffix(pattern: str, value: str, *, greedy: bool) -> str:
-    """``${v%p}`` and ``${v%%p}``: the same on both reversed."""
-    end = _Glob(pattern, backwards=True).prefix(value[::-1], 0, greedy=greedy)
-    return value[: len(value) - end] if end >= 0 else value

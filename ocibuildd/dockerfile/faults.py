@@ -17,14 +17,14 @@ MAX_SUGGESTED_NAME = 100
 MAX_CANDIDATES = 2000
 
 
-class Fault(Exception):  # noqa: N818 - it is not an error of ours, and never leaves the package
-    """A message in BuildKit's words.  ``token`` is what the caret shall point at."""
+class Fault(Exception):
+    """A message in BuildKit's words.  ``mark`` is what the caret shall point at."""
 
-    def __init__(self, message: str, location: Location | None = None, *, token: str = "", hint: str = ""):
+    def __init__(self, message: str, location: Location | None = None, *, mark: str = "", hint: str = ""):
         super().__init__(message)
         self.message = message
         self.location = location
-        self.token = token
+        self.mark = mark
         self.hint = hint
 
 
@@ -63,8 +63,8 @@ class Source:
             details["line"] = fault.location.start
             details["end_line"] = fault.location.end
             details["source"] = lines
-            for number, text in lines if fault.token else ():
-                column = str(text).find(fault.token)
+            for number, text in lines if fault.mark else ():
+                column = str(text).find(fault.mark)
                 if column >= 0:
                     details["column"] = column + 1
                     details["caret_line"] = number

@@ -21,15 +21,15 @@ class Flags:
             key, equals, value = flag[2:].partition("=")
             kind = known.get(key)
             if kind is None:
-                raise Fault(did_you_mean(f"unknown flag: --{key}", key, known), token=f"--{key}")
+                raise Fault(did_you_mean(f"unknown flag: --{key}", key, known), mark=f"--{key}")
             before = self.values.get(key)
             if before is not None and kind != "list":
-                raise Fault(f"duplicate flag specified: --{key}", token=f"--{key}")
-            if not value and equals and kind == "bool" or not equals and kind != "bool":
-                raise Fault(f"missing a value on flag: --{key}", token=f"--{key}")
+                raise Fault(f"duplicate flag specified: --{key}", mark=f"--{key}")
+            if (not value and equals and kind == "bool") or (not equals and kind != "bool"):
+                raise Fault(f"missing a value on flag: --{key}", mark=f"--{key}")
             if kind == "bool":
                 if value.lower() not in ("", "true", "false"):
-                    raise Fault(f"expecting boolean value for flag --{key}, not: {value}", token=flag)
+                    raise Fault(f"expecting boolean value for flag --{key}, not: {value}", mark=flag)
                 value = "false" if value.lower() == "false" else "true"
             if before is None:
                 self.used.append(key)

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from ..errors import DockerfileError
-from ..model.graph import GitSource, HttpSource, Location, Plan, Warning
+from ..model.graph import GitSource, HttpSource, Location, Plan, Warning  # noqa: A004
 from ..model.oci import Platform
 from .epoch import epoch_source
 from .faults import Fault, Source
@@ -42,7 +42,7 @@ def _decode(data: bytes, filename: str) -> Source:
     return Source(filename, data.decode("utf-8", "surrogateescape"))
 
 
-def parse(data: bytes, *, filename: str = "Dockerfile") -> Dockerfile:
+def parse(data: bytes, filename: str = "Dockerfile") -> Dockerfile:
     """Read a Dockerfile.  Raises DockerfileError."""
     source = _decode(data, filename)
     with _door(source):

@@ -73,7 +73,7 @@ def _finish(remote: str, fragment: str, query: str, *, local: bool) -> GitRef:
         _load_query(git, query)
     for value in (git.ref, git.subdir, git.checksum):
         if value.startswith("-") or "\0" in value:
-            raise Fault(f"{quote(value[:100])} is no git ref: it begins with a dash", token=value)
+            raise Fault(f"{quote(value[:100])} is no git ref: it begins with a dash", mark=value)
     return git
 
 
@@ -85,33 +85,7 @@ def _load_query(git: GitRef, query: str) -> None:
         if not value and key not in _FLAGS:
             raise Fault(f"query {quote(key)} has no value")
         seen[key] = value
-    for key, value in seen.items():
-        match key:
-            case "ref" | "subdir":
-                before = getattr(git, key)
-                if before and before != value:
-                    raise Fault(f"{key} conflicts: {quote(before)} vs {quote(value)}")
-                setattr(git, key, value)
-            case "checksum" | "commit":
-                git.checksum = value
-            case "keep-git-dir" | "submodules":
-                try:
-                    setattr(git, key.replace("-", "_"), parse_bool(value) if value else True)
-                except ValueError:
-                    raise Fault(f"invalid {key} value: {quote(value)}") from None
-            case "mtime":
-                if value not in ("checkout", "commit"):
-                    raise Fault(f"invalid mtime value: {quote(value)}")
-                git.mtime = value
-            case "fetch-by-commit":
-                try:
-                    parse_bool(value)
-                except ValueError:
-                    raise Fault(f"invalid fetch-by-commit value: {quote(value)}") from None
-            case "tag" | "branch":
-                pass
-            case _:
-                raise Fault(f"unexpected query {quote(key)}")
+        _load_field(git, key, value)
     if "tag" in seen and "branch" in seen:
         raise Fault("branch conflicts with tag")
     for key, prefix in (("tag", "refs/tags/"), ("branch", "refs/heads/")):
@@ -122,6 +96,36 @@ def _load_query(git: GitRef, query: str) -> None:
             git.ref = ref
     if git.checksum and not git.ref:
         git.ref = git.checksum
+
+
+def _load_field(git: GitRef, key: str, value: str) -> None:
+    match key:
+        case "ref" | "subdir":
+            before = getattr(git, key)
+            if before and before != value:
+                raise Fault(f"{key} conflicts: {quote(before)} vs {quote(value)}")
+            setattr(git, key, value)
+        case "checksum" | "commit":
+            git.checksum = value
+        case "keep-git-dir" | "submodules":
+            setattr(git, key.replace("-", "_"), _flag(key, value))
+        case "mtime":
+            if value not in ("checkout", "commit"):
+                raise Fault(f"invalid mtime value: {quote(value)}")
+            git.mtime = value
+        case "fetch-by-commit":
+            _flag(key, value)
+        case "tag" | "branch":
+            pass
+        case _:
+            raise Fault(f"unexpected query {quote(key)}")
+
+
+def _flag(key: str, value: str) -> bool:
+    try:
+        return parse_bool(value) if value else True
+    except ValueError:
+        raise Fault(f"invalid {key} value: {quote(value)}") from None
 
 
 def git_source(ref: GitRef, *, keep_git_dir: bool = False, checksum: str = "") -> GitSource:

@@ -8,13 +8,18 @@ from __future__ import annotations
 import re
 from decimal import Decimal, InvalidOperation
 
-SPACES = "\t\n\v\f\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000"
+SPACES = (
+    "\t\n\v\f\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a"
+    "\u2028\u2029\u202f\u205f\u3000"
+)
 """What ``unicode.IsSpace`` holds for (str.isspace also takes U+001C to U+001F)."""
 _SPLIT = re.compile(f"[{SPACES}]+")
 SURROGATES = re.compile("[\ud800-\udfff]")
-_QUOTED = {"\a": "\\a", "\b": "\\b", "\f": "\\f", "\n": "\\n", "\r": "\\r", "\t": "\\t", "\v": "\\v", '"': '\\"', "\\": "\\\\"}
+_QUOTED = {char: "\\" + name for char, name in zip("\a\b\f\n\r\t\v\"\\", "abfnrtv\"\\", strict=True)}
 _PLAIN = re.compile(r'[ !#-\[\]-~]*\Z')
-_UNITS = {"ns": 1, "us": 1_000, "µs": 1_000, "μs": 1_000, "ms": 1_000_000, "s": 10**9, "m": 60 * 10**9, "h": 3600 * 10**9}
+_SECOND = 10**9
+_UNITS = {"ns": 1, "us": 1_000, "µs": 1_000, "μs": 1_000, "ms": 1_000_000, "s": _SECOND}
+_UNITS |= {"m": 60 * _SECOND, "h": 3600 * _SECOND}
 _DURATION = re.compile(r"([0-9]*)(?:\.([0-9]*))?(ns|us|µs|μs|ms|s|m|h|[^0-9.]*)")
 _RAM = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+) ?([kKmMgGtTpP]?)(?:i?[bB])?\Z")
 MAX_INT64 = 2**63 - 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from ..model.graph import Location, Warning
+from ..model.graph import Location, Warning  # noqa: A004
 from ..model.oci import Healthcheck
 from .faults import Source
 from .syntax import Directive, Tree

@@ -48,7 +48,7 @@ class DirectiveReader:
             return None
         name = found[1].lower()
         if any(known.name == name for known in self.found):
-            raise Fault(f"only one {name} parser directive can be used", token=found[1])
+            raise Fault(f"only one {name} parser directive can be used", mark=found[1])
         directive = Directive(name, found[2], self.line)
         self.found.append(directive)
         return directive
@@ -135,7 +135,7 @@ class _Lexer:
                         if directive.value not in ("\\", "`"):
                             raise Fault(
                                 f"invalid escape token '{directive.value}' does not match ` or \\",
-                                token=directive.value,
+                                mark=directive.value,
                             )
                         self.set_escape(directive.value)
             except Fault as fault:
@@ -188,7 +188,7 @@ class _Lexer:
                     break
                 body.append(text)
             else:
-                raise Fault("unterminated heredoc", token="<<")
+                raise Fault("unterminated heredoc", mark="<<")
             yield Heredoc(heredoc.name, heredoc.descriptor, heredoc.expand, heredoc.chomp, "".join(body))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from ..model.graph import Location, Warning
+from ..model.graph import Location, Warning  # noqa: A004
 from .faults import Fault, nearest
 from .gotext import parse_bool, quote, to_utf8, trim
 from .lexer import DirectiveReader
@@ -146,7 +146,7 @@ def parse_checks(text: str) -> Checks:
         key, equals, value = part.partition("=")
         key, value = trim(key), trim(value)
         if not equals:
-            raise Fault(f"failed to parse check options: invalid check option {quote(part)}", token=part)
+            raise Fault(f"failed to parse check options: invalid check option {quote(part)}", mark=part)
         if key in ("skip", "experimental"):
             if value == "all":
                 checks[f"{key}_all"] = True
@@ -157,9 +157,9 @@ def parse_checks(text: str) -> Checks:
                 checks["error"] = parse_bool(value)
             except ValueError as error:
                 message = f"failed to parse check options: failed to parse check option {quote(part)}: {error}"
-                raise Fault(message, token=value) from None
+                raise Fault(message, mark=value) from None
         else:
-            raise Fault(f"failed to parse check options: invalid check option {quote(key)}", token=key)
+            raise Fault(f"failed to parse check options: invalid check option {quote(key)}", mark=key)
     return Checks(**checks)  # type: ignore[arg-type]
 
 

@@ -9,8 +9,16 @@ from ..model.graph import Location
 from .gotext import quote
 from .instructions import Stage
 from .lint import (
-    CONSISTENT_CASING, DEFINITION_DESCRIPTION, DUPLICATE_STAGE_NAME, FROM_AS_CASING, MAINTAINER,
-    NO_EMPTY_CONTINUATION, RESERVED_STAGE_NAME, SECRETS_USED, STAGE_NAME_CASING, Linter,
+    CONSISTENT_CASING,
+    DEFINITION_DESCRIPTION,
+    DUPLICATE_STAGE_NAME,
+    FROM_AS_CASING,
+    MAINTAINER,
+    NO_EMPTY_CONTINUATION,
+    RESERVED_STAGE_NAME,
+    SECRETS_USED,
+    STAGE_NAME_CASING,
+    Linter,
 )  # fmt: skip
 from .syntax import Node, Tree
 

@@ -13,20 +13,49 @@ from .epoch import settle_epoch
 from .faults import Fault, at, did_you_mean
 from .gotext import to_utf8
 from .instructions import (
-    Add, Arg, Cmd, Copy, Dockerfile, Entrypoint, Env, Expose, HealthcheckInstruction, Label, Maintainer, Onbuild,
-    Run, Shell, Stopsignal, User, Volume, Workdir,
+    Add,
+    Arg,
+    Cmd,
+    Copy,
+    Dockerfile,
+    Entrypoint,
+    Env,
+    Expose,
+    HealthcheckInstruction,
+    Label,
+    Maintainer,
+    Onbuild,
+    Run,
+    Shell,
+    Stopsignal,
+    User,
+    Volume,
+    Workdir,
 )  # fmt: skip
 from .lint import BASE_IMAGE_PLATFORM, Linter, parse_checks
 from .lint_text import lint_before, lint_continuations, lint_description, lint_stages
 from .lower_config import (
-    enter, lower_arg, lower_cmd, lower_entrypoint, lower_env, lower_expose, lower_healthcheck, lower_label,
-    lower_maintainer, lower_onbuild, lower_shell, lower_stopsignal, lower_user, lower_volume, lower_workdir,
+    enter,
+    lower_arg,
+    lower_cmd,
+    lower_entrypoint,
+    lower_env,
+    lower_expose,
+    lower_healthcheck,
+    lower_label,
+    lower_maintainer,
+    lower_onbuild,
+    lower_shell,
+    lower_stopsignal,
+    lower_user,
+    lower_volume,
+    lower_workdir,
 )  # fmt: skip
 from .lower_copy import lower_transfer
 from .lower_run import lower_run
 from .options import OCI_LAYOUT, LowerOptions, NamedContext, ResolvedImage
 from .platforms import format_all, normalize
-from .stages import COMMON_IMAGES, Graph, new_graph
+from .stages import COMMON_IMAGES, new_graph
 from .state import DEFAULT_PATH, SCRATCH, Budget, Command, Image, State
 
 Known = Mapping[tuple[str, str], ResolvedImage]
@@ -109,7 +138,7 @@ class Lowering:
                 ref = parse_named(state.base_name).with_default_tag()
             except ValueError as error:
                 message = f'failed to parse stage name "{to_utf8(state.base_name)}": {error}'
-                raise Fault(message, token=state.stage.base_name) from None
+                raise Fault(message, mark=state.stage.base_name) from None
             if needed:
                 self._load_base(state, str(ref))
         if state.unregistered:

@@ -8,8 +8,23 @@ from .context import NOT_IN_ENV, Context
 from .faults import Fault
 from .gotext import format_duration, plain_list, quote, quote_list, to_utf8
 from .instructions import (
-    Arg, ArgPair, Cmd, CommandLine, Entrypoint, Env, Expose, HealthcheckInstruction, Instruction, Label,
-    Maintainer, Onbuild, Shell, Stopsignal, User, Volume, Workdir,
+    Arg,
+    ArgPair,
+    Cmd,
+    CommandLine,
+    Entrypoint,
+    Env,
+    Expose,
+    HealthcheckInstruction,
+    Instruction,
+    Label,
+    Maintainer,
+    Onbuild,
+    Shell,
+    Stopsignal,
+    User,
+    Volume,
+    Workdir,
 )  # fmt: skip
 from .lint import JSON_ARGS, LEGACY_KEY_VALUE, MULTIPLE_INSTRUCTIONS, WORKDIR_RELATIVE, Linter
 from .lint_text import lint_secret

@@ -47,7 +47,7 @@ def lower_transfer(context: Context, state: State, command: Command, lint: Linte
         name = item.from_ if isinstance(item, Copy) else ""
         raise Fault(
             f"cannot copy from stage {quote(name)}, it needs to be defined before current stage {quote(state.name)}",
-            token=f"--from={name}",
+            mark=f"--from={name}",
         )
     if item.chmod:
         check_chmod(item.chmod)
@@ -85,20 +85,20 @@ def _expanded(context: Context, state: State, item: Transfer, lint: Linter) -> T
 
 def _check_checksum(add: Add) -> None:
     if len(add.sources) != 1:
-        raise Fault("checksum can't be specified for multiple sources", token="--checksum")
+        raise Fault("checksum can't be specified for multiple sources", mark="--checksum")
     source = add.sources[0]
     known_git = add.keep_git_dir is not None
     if parse_git_ref(source, known_git=known_git) is not None:
         return
     if not is_http(source):
-        raise Fault("checksum requires HTTP(S) or Git sources", token="--checksum")
+        raise Fault("checksum requires HTTP(S) or Git sources", mark="--checksum")
     if not _DIGEST.match(add.checksum):
         algorithm, colon, _ = add.checksum.partition(":")
         if not colon:
-            raise Fault("invalid checksum digest format", token=add.checksum)
+            raise Fault("invalid checksum digest format", mark=add.checksum)
         if algorithm not in ("sha256", "sha384", "sha512"):
-            raise Fault("unsupported digest algorithm", token=add.checksum)
-        raise Fault("invalid checksum digest length", token=add.checksum)
+            raise Fault("unsupported digest algorithm", mark=add.checksum)
+        raise Fault("invalid checksum digest length", mark=add.checksum)
 
 
 def _history(item: Transfer) -> str:
@@ -147,7 +147,7 @@ class _Sources:
     def _inline(self, inline: object) -> InlineFile:
         path, data = inline.path, inline.data  # type: ignore[attr-defined]
         if "/" in path or path in (".", ".."):
-            raise Fault(f"heredoc {quote(path)}: the name of an inline file can't be a path", token=path)
+            raise Fault(f"heredoc {quote(path)}: the name of an inline file can't be a path", mark=path)
         return InlineFile(path, data.encode("utf-8", "surrogateescape"))
 
     def _input(self, vertex: int) -> int:
@@ -181,7 +181,7 @@ class _Sources:
 
     def _http(self, source: str) -> None:
         if not isinstance(self.item, Add):
-            raise Fault("source can't be a URL for COPY", token=source, hint="ADD downloads URLs")
+            raise Fault("source can't be a URL for COPY", mark=source, hint="ADD downloads URLs")
         try:
             name = clean(unquote(urlsplit(source).path)).rpartition("/")[2]
         except ValueError:
@@ -195,11 +195,11 @@ class _Sources:
     def _git(self, source: str, git: GitRef) -> None:
         add = self.item
         if not isinstance(add, Add):
-            raise Fault("source can't be a git ref for COPY", token=source, hint="ADD clones repositories")
+            raise Fault("source can't be a git ref for COPY", mark=source, hint="ADD clones repositories")
         if add.keep_git_dir is not None and git.keep_git_dir not in (None, add.keep_git_dir):
-            raise Fault("inconsistent keep-git-dir configuration", token=source)
+            raise Fault("inconsistent keep-git-dir configuration", mark=source)
         if add.checksum and git.checksum and add.checksum != git.checksum:
-            raise Fault(f"checksum mismatch {quote(add.checksum)} != {quote(git.checksum)}", token=source)
+            raise Fault(f"checksum mismatch {quote(add.checksum)} != {quote(git.checksum)}", mark=source)
         op = git_source(git, keep_git_dir=bool(add.keep_git_dir), checksum=add.checksum)
         vertex = self.context.vertex(
             op, name=f"ADD {source}", ignore_cache=self.state.ignore_cache, location=add.location

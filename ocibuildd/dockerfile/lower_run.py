@@ -67,7 +67,7 @@ def _command(state: State, run: Run) -> tuple[tuple[str, ...], tuple[InlineFile,
     if state.image.os == "windows" or not data.startswith("#!"):
         return (data,), (), summary
     if "/" in file.name or file.name in (".", ".."):
-        raise Fault(f"heredoc {quote(file.name)}: a script's delimiter can't be a path", token=file.name)
+        raise Fault(f"heredoc {quote(file.name)}: a script's delimiter can't be a path", mark=file.name)
     body = data.encode("utf-8", "surrogateescape")
     return (PIPES + file.name,), (InlineFile(file.name, body, 0o755),), summary
 
@@ -143,7 +143,7 @@ def _target(state: State, text: str) -> str:
     """Relative to the working directory."""
     target = clean(text if text.startswith("/") else f"/{state.cwd}/{text}")
     if target == "/":
-        raise Fault(f"invalid mount target {quote(target)}", token="target=", hint="a mount needs a target")
+        raise Fault(f"invalid mount target {quote(target)}", mark="target=", hint="a mount needs a target")
     return target
 
 
@@ -162,7 +162,7 @@ def _secret(context: Context, state: State, flag: MountFlag, run: Run) -> Mount:
 
 def _agent(context: Context, state: State, flag: MountFlag, run: Run, number: int) -> Mount:
     if flag.source:
-        raise Fault("ssh does not support source", token="source=")
+        raise Fault("ssh does not support source", mark="source=")
     identity = flag.id or "default"
     target = _target(state, flag.target) if flag.target else f"{AGENTS}{number}"
     context.ssh.setdefault(identity, (flag.required, run.location))
@@ -182,7 +182,7 @@ def _files(context: Context, state: State, flag: MountFlag, source: State, input
                 raise Fault(
                     f"cannot mount from stage {quote(flag.from_)} to {quote(flag.target)}, stage needs to be "
                     "defined before current command",
-                    token=f"from={flag.from_}",
+                    mark=f"from={flag.from_}",
                 )
             index = _input(inputs, context.root(source))
     namespace = context.options.cache_namespace or context.graph.build_args.get("BUILDKIT_CACHE_MOUNT_NS", "")

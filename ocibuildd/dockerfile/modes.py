@@ -8,10 +8,12 @@ from .faults import Fault
 from .gotext import parse_int
 
 _CLAUSE = re.compile(r"[ugoa]*(?:[-+=](?:[rwxXst]*|[ugo]|[0-7]+))+\Z")
-_SIGNALS = frozenset(
-    "ABRT ALRM BUS CHLD CLD CONT FPE HUP ILL INT IO IOT KILL PIPE POLL PROF PWR QUIT SEGV STKFLT STOP SYS TERM "
-    "TRAP TSTP TTIN TTOU URG USR1 USR2 VTALRM WINCH XCPU XFSZ RTMIN RTMAX".split()
-) | {f"RTMIN+{n}" for n in range(1, 16)} | {f"RTMAX-{n}" for n in range(1, 15)}
+_SIGNALS = frozenset({
+    "ABRT", "ALRM", "BUS", "CHLD", "CLD", "CONT", "FPE", "HUP", "ILL", "INT", "IO", "IOT", "KILL", "PIPE",
+    "POLL", "PROF", "PWR", "QUIT", "SEGV", "STKFLT", "STOP", "SYS", "TERM", "TRAP", "TSTP", "TTIN", "TTOU",
+    "URG", "USR1", "USR2", "VTALRM", "WINCH", "XCPU", "XFSZ", "RTMIN", "RTMAX",
+})  # fmt: skip
+_REAL_TIME = frozenset({*(f"RTMIN+{n}" for n in range(1, 16)), *(f"RTMAX-{n}" for n in range(1, 15))})
 
 
 def check_chmod(text: str) -> str:
@@ -20,12 +22,12 @@ def check_chmod(text: str) -> str:
     if text.isdigit() and text.isascii():
         try:
             if parse_int(text, 8, 32, signed=False) > 0o7777:
-                raise Fault(message, token=text)
+                raise Fault(message, mark=text)
         except ValueError:
-            raise Fault(message, token=text) from None
+            raise Fault(message, mark=text) from None
         return text
     if not text or not all(_CLAUSE.match(clause) for clause in text.split(",")):
-        raise Fault(f"invalid chmod parameter: '{text}'. it should be octal or symbolic (u=rwX,go=rX)", token=text)
+        raise Fault(f"invalid chmod parameter: '{text}'. it should be octal or symbolic (u=rwX,go=rX)", mark=text)
     return text
 
 
@@ -33,8 +35,8 @@ def check_signal(text: str) -> str:
     """Give the signal back if it is one.  Raises Fault in Docker's words."""
     if text.isdigit() and text.isascii():
         if not 1 <= int(text[:9]) <= 64:
-            raise Fault(f"invalid signal: {text}", token=text)
+            raise Fault(f"invalid signal: {text}", mark=text)
         return text
-    if text.upper().removeprefix("SIG") not in _SIGNALS:
-        raise Fault(f"invalid signal: {text}", token=text)
+    if text.upper().removeprefix("SIG") not in _SIGNALS | _REAL_TIME:
+        raise Fault(f"invalid signal: {text}", mark=text)
     return text

@@ -85,7 +85,7 @@ def _split(value: str) -> list[str]:
     try:
         return csv_fields(value)
     except Fault as fault:
-        raise Fault(f"failed to parse csv mounts: {fault.message}", token=value) from None
+        raise Fault(f"failed to parse csv mounts: {fault.message}", mark=value) from None
 
 
 def check_mount(value: str) -> str:
@@ -98,7 +98,7 @@ def check_mount(value: str) -> str:
         if equals and key.lower() == "from":
             dollar = text.find("$")
             if dollar >= 0 and dollar != len(text) - 1:
-                raise Fault("'from' doesn't support variable expansion, define alias stage instead", token=field)
+                raise Fault("'from' doesn't support variable expansion, define alias stage instead", mark=field)
             source = text
     return source
 
@@ -113,7 +113,7 @@ def parse_mount(value: str, expand: Callable[[str], str]) -> MountFlag:
         known = _SAME.get(key, key)
         if not equals:
             if known not in ("readonly", "readwrite", "required"):
-                raise Fault(f"invalid field '{field}' must be a key=value pair", token=field)
+                raise Fault(f"invalid field '{field}' must be a key=value pair", mark=field)
             text = "true"
         else:
             text = expand(text)
@@ -132,21 +132,21 @@ def _bool(key: str, text: str) -> bool:
     try:
         return parse_bool(text)
     except ValueError:
-        raise Fault(f"invalid value for {key}: {text}", token=text) from None
+        raise Fault(f"invalid value for {key}: {text}", mark=text) from None
 
 
 def _typed(mount: MountFlag, key: str, text: str) -> None:
     """Keys that only some types have, and only after ``type``."""
     allowed = ("tmpfs",) if key == "size" else ("secret", "ssh")
     if mount.type not in allowed:
-        raise Fault(f"unexpected key '{key}' for mount type '{mount.type}'", token=key)
+        raise Fault(f"unexpected key '{key}' for mount type '{mount.type}'", mark=key)
     if key == "required":
         mount.required = _bool(key, text)
         return
     try:
         mount.size = parse_size(text)
     except ValueError:
-        raise Fault(f"invalid value for {key}: {text}", token=text) from None
+        raise Fault(f"invalid value for {key}: {text}", mark=text) from None
 
 
 def _plain(mount: MountFlag, known: str, key: str, text: str, field: str) -> None:
@@ -154,7 +154,7 @@ def _plain(mount: MountFlag, known: str, key: str, text: str, field: str) -> Non
         case "type":
             kind = next((kind for kind in TYPES if kind == text.lower()), None)
             if kind is None:
-                raise Fault(did_you_mean(f"unsupported mount type {quote(text)}", text, TYPES), token=text)
+                raise Fault(did_you_mean(f"unsupported mount type {quote(text)}", text, TYPES), mark=text)
             mount.type = kind
         case "from":
             mount.from_ = text
@@ -168,16 +168,16 @@ def _plain(mount: MountFlag, known: str, key: str, text: str, field: str) -> Non
             mount.env = text
         case "sharing":
             if text.lower() not in SHARING:
-                raise Fault(did_you_mean(f"unsupported sharing value {quote(text)}", text, SHARING), token=text)
+                raise Fault(did_you_mean(f"unsupported sharing value {quote(text)}", text, SHARING), mark=text)
             mount.sharing = text.lower()  # type: ignore[assignment]
         case "mode" | "uid" | "gid":
             try:
                 number = parse_int(text, 8 if known == "mode" else 10, 32, signed=False)
             except ValueError:
-                raise Fault(f"invalid value {text} for {known}", token=text) from None
+                raise Fault(f"invalid value {text} for {known}", mark=text) from None
             setattr(mount, known, number)
         case _:
-            raise Fault(did_you_mean(f"unexpected key '{key}' in '{field}'", key, KEYS), token=field)
+            raise Fault(did_you_mean(f"unexpected key '{key}' in '{field}'", key, KEYS), mark=field)
 
 
 def _check(mount: MountFlag) -> None:
@@ -185,15 +185,15 @@ def _check(mount: MountFlag) -> None:
     if kind not in ("secret", "ssh", "cache"):
         for name in ("mode", "uid", "gid"):
             if getattr(mount, name) is not None:
-                raise Fault(f"{name} not allowed for {quote(kind)} type mounts", token=f"{name}=")
+                raise Fault(f"{name} not allowed for {quote(kind)} type mounts", mark=f"{name}=")
     if kind == "secret":
         if mount.from_:
-            raise Fault("secret mount should not have a from", token="from=")
+            raise Fault("secret mount should not have a from", mark="from=")
         if mount.sharing:
-            raise Fault("secret mount should not define sharing", token="sharing=")
+            raise Fault("secret mount should not define sharing", mark="sharing=")
         if not (mount.source or mount.target or mount.id):
-            raise Fault("invalid secret mount. one of source, target required", token="type=secret")
+            raise Fault("invalid secret mount. one of source, target required", mark="type=secret")
         if mount.source and mount.id:
-            raise Fault("both source and id can't be set", token="type=secret")
+            raise Fault("both source and id can't be set", mark="type=secret")
     if mount.sharing and kind != "cache":
-        raise Fault(f"invalid cache sharing set for {kind} mount", token="sharing=")
+        raise Fault(f"invalid cache sharing set for {kind} mount", mark="sharing=")

@@ -15,6 +15,8 @@ CONTEXT = "context"
 OCI_LAYOUT = "oci-layout://"
 """Prefix of a required image that lies in an OCI layout: ``oci-layout://<directory>[:tag][@digest]``."""
 DEFAULT_HOSTNAME = "buildkitsandbox"
+LINUX_AMD64 = Platform("amd64", "linux")
+MAIN_CONTEXT = ContextSource()
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,14 +63,14 @@ class LowerOptions:
     target: str = ""
     build_args: Mapping[str, str | None] = field(default_factory=dict)
     labels: Mapping[str, str] = field(default_factory=dict)
-    platform: Platform = Platform("amd64", "linux")
-    build_platform: Platform = Platform("amd64", "linux")
+    platform: Platform = LINUX_AMD64
+    build_platform: Platform = LINUX_AMD64
     implicit_platform: bool = True
     no_cache: bool = False
     no_cache_filter: tuple[str, ...] = ()
     network: Literal["", "default", "none", "host"] = ""
     contexts: Mapping[str, NamedContext] = field(default_factory=dict)
-    context: ContextSource | GitSource | HttpSource = ContextSource()
+    context: ContextSource | GitSource | HttpSource = MAIN_CONTEXT
     epoch: int | None = None
     hostname: str = ""
     cache_namespace: str = ""

@@ -24,9 +24,9 @@ def parse_port(spec: str, location: Location, lint: Linter) -> list[str]:
     address = ":".join(parts[:-2])
     port, _, protocol = container.partition("/")
     if not port:
-        raise Fault(f"invalid port: {quote(spec)}: no port specified", token=spec)
+        raise Fault(f"invalid port: {quote(spec)}: no port specified", mark=spec)
     if protocol.lower() not in PROTOCOLS:
-        raise Fault(f"invalid port: {quote(spec)}: invalid proto: {protocol}", token=spec)
+        raise Fault(f"invalid port: {quote(spec)}: invalid proto: {protocol}", mark=spec)
     if protocol != protocol.lower():
         message = f"Defined protocol '{spec}' in EXPOSE instruction should be lowercase"
         lint.warn(EXPOSE_PROTO, message, location)
@@ -41,20 +41,20 @@ def parse_port(spec: str, location: Location, lint: Linter) -> list[str]:
     if host:
         host_start, host_end = _range(host, "hostPort")
         if end - start != host_end - host_start and end != start:
-            raise Fault(f"invalid ranges specified for container and host Ports: {port} and {host}", token=spec)
+            raise Fault(f"invalid ranges specified for container and host Ports: {port} and {host}", mark=spec)
     return [f"{number}/{protocol.lower() or 'tcp'}" for number in range(start, end + 1)]
 
 
 def _check_address(address: str) -> None:
     if address.startswith("["):
         if not address.endswith("]"):
-            raise Fault(f"invalid IP address {address}", token=address)
+            raise Fault(f"invalid IP address {address}", mark=address)
         address = address[1:-1]
     try:
         if address:
             ipaddress.ip_address(address)
     except ValueError:
-        raise Fault(f"invalid IP address: {address}", token=address) from None
+        raise Fault(f"invalid IP address: {address}", mark=address) from None
 
 
 def _range(text: str, what: str) -> tuple[int, int]:
@@ -63,7 +63,7 @@ def _range(text: str, what: str) -> tuple[int, int]:
         start = parse_int(first, 10, 64)
         end = parse_int(last, 10, 64) if dash else start
     except ValueError:
-        raise Fault(f"invalid {what}: {text}", token=text) from None
+        raise Fault(f"invalid {what}: {text}", mark=text) from None
     if not 0 <= start <= end <= 65535:
-        raise Fault(f"invalid {what}: {text}", token=text)
+        raise Fault(f"invalid {what}: {text}", mark=text)
     return start, end

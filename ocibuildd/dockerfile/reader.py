@@ -11,8 +11,29 @@ from .faults import Fault, did_you_mean
 from .flags import Flags, Kind
 from .gotext import format_duration, parse_duration, parse_int, quote, trim
 from .instructions import (
-    Add, Arg, ArgPair, Cmd, Copy, Entrypoint, Env, Expose, HealthcheckInstruction, Inline, Instruction, Label,
-    Maintainer, Onbuild, Pair, Run, Shell, ShellFile, Stage, Stopsignal, User, Volume, Workdir,
+    Add,
+    Arg,
+    ArgPair,
+    Cmd,
+    Copy,
+    Entrypoint,
+    Env,
+    Expose,
+    HealthcheckInstruction,
+    Inline,
+    Instruction,
+    Label,
+    Maintainer,
+    Onbuild,
+    Pair,
+    Run,
+    Shell,
+    ShellFile,
+    Stage,
+    Stopsignal,
+    User,
+    Volume,
+    Workdir,
 )  # fmt: skip
 from .lexer import chomp, maybe_heredoc
 from .mounts import check_mount, csv_fields
@@ -33,7 +54,7 @@ def read_instruction(node: Node) -> Instruction:
     try:
         if reader is None:
             message = f"unknown instruction: {node.value}"
-            raise Fault(did_you_mean(message, node.value, NAMES, fold=True), token=node.value)
+            raise Fault(did_you_mean(message, node.value, NAMES, fold=True), mark=node.value)
         return reader(node)
     except Fault as fault:
         fault.location = fault.location or node.location
@@ -58,7 +79,7 @@ def read_stages(nodes: tuple[Node, ...]) -> tuple[tuple[Stage, ...], tuple[Arg, 
             meta_args.append(instruction)
         else:
             hint = "a Dockerfile begins with FROM; only ARG may stand before it"
-            raise Fault("no build stage in current context", node.location, token=node.value, hint=hint)
+            raise Fault("no build stage in current context", node.location, mark=node.value, hint=hint)
     return tuple(stage.with_commands(commands) for stage, commands in stages), tuple(meta_args)
 
 
@@ -160,7 +181,7 @@ def _arg(node: Node) -> Arg:
     for word in node.args:
         key, equals, value = word.partition("=")
         if equals and not key:
-            raise Fault("ARG names can not be blank", token=word)
+            raise Fault("ARG names can not be blank", mark=word)
         pairs.append(ArgPair(key, value if equals else None, description(node.comments, key)))
     return Arg(**_base(node), pairs=tuple(pairs))
 
@@ -173,7 +194,7 @@ def _from(node: Node) -> Stage:
         if not _STAGE_NAME.match(name):
             raise Fault(
                 f"invalid name for build stage: {quote(args[2])}, name can't start with a number or contain symbols",
-                token=args[2],
+                mark=args[2],
             )
     elif len(args) != 1:
         raise Fault("FROM requires either one or three arguments")
@@ -193,7 +214,7 @@ def _onbuild(node: Node) -> Onbuild:
     if trigger == "ONBUILD":
         raise Fault("Chaining ONBUILD via `ONBUILD ONBUILD` isn't allowed")
     if trigger in ("MAINTAINER", "FROM"):
-        raise Fault(f"{trigger} isn't allowed as an ONBUILD trigger", token=child.value)
+        raise Fault(f"{trigger} isn't allowed as an ONBUILD trigger", mark=child.value)
     expression = _ONBUILD.sub("", node.original)
     expression += "".join(f"\n{heredoc.content}{heredoc.name}" for heredoc in node.heredocs)
     return Onbuild(**_base(node), expression=expression)
@@ -213,7 +234,7 @@ def _transfer(node: Node, flags: Flags) -> dict[str, Any]:
     """The sources and the destination of COPY and ADD."""
     dest = node.args[-1]
     if maybe_heredoc(dest) is not None:
-        raise Fault(f"{node.value.upper()} cannot accept a heredoc as a destination", token=dest)
+        raise Fault(f"{node.value.upper()} cannot accept a heredoc as a destination", mark=dest)
     bodies = {heredoc.name: heredoc.content for heredoc in node.heredocs}
     sources: list[str] = []
     contents: list[Inline] = []
@@ -267,9 +288,9 @@ def _run(node: Node) -> Run:
         check_mount(mount)
     network, security = flags.text("network", "default"), flags.text("security", "sandbox")
     if network not in NETWORKS:
-        raise Fault(did_you_mean(f"invalid network mode {quote(network)}", network, NETWORKS), token=network)
+        raise Fault(did_you_mean(f"invalid network mode {quote(network)}", network, NETWORKS), mark=network)
     if security not in SECURITIES:
-        raise Fault(did_you_mean(f"security {quote(security)} is not valid", security, SECURITIES), token=security)
+        raise Fault(did_you_mean(f"security {quote(security)} is not valid", security, SECURITIES), mark=security)
     return Run(
         **_base(node), **_command_line(node), mounts=flags.many("mount"), network=network, security=security,
         devices=tuple(_device(device) for device in flags.many("device")), flags=tuple(flags.used),
@@ -286,9 +307,9 @@ def _device(value: str) -> str:
         elif index == 0 and "/" in key:
             name = field
         elif key.lower() != "required":
-            raise Fault(f"unexpected key '{key}' in '{field}'", token=field)
+            raise Fault(f"unexpected key '{key}' in '{field}'", mark=field)
     if not name:
-        raise Fault(f"invalid device {quote(value)}: a name is wanted", token=value)
+        raise Fault(f"invalid device {quote(value)}: a name is wanted", mark=value)
     return value
 
 
@@ -309,9 +330,9 @@ def _interval(flags: Flags, name: str) -> int:
     try:
         value = parse_duration(text)
     except ValueError as error:
-        raise Fault(str(error), token=text) from None
+        raise Fault(str(error), mark=text) from None
     if value and value < MIN_INTERVAL:
-        raise Fault(f"Interval {quote(name)} cannot be less than {format_duration(MIN_INTERVAL)}", token=text)
+        raise Fault(f"Interval {quote(name)} cannot be less than {format_duration(MIN_INTERVAL)}", mark=text)
     return value
 
 
@@ -322,9 +343,9 @@ def _healthcheck(node: Node) -> HealthcheckInstruction:
         if args:
             raise Fault("HEALTHCHECK NONE takes no arguments")
         return HealthcheckInstruction(**_base(node), health=Healthcheck(test=("NONE",)))
-    flags = Flags(node.flags, {name: "string" for name in (*_INTERVALS, "retries")})
+    flags = Flags(node.flags, dict.fromkeys((*_INTERVALS, "retries"), "string"))
     if kind != "CMD":
-        raise Fault(f"Unknown type {quote(kind)} in HEALTHCHECK (try CMD)", token=node.args[0])
+        raise Fault(f"Unknown type {quote(kind)} in HEALTHCHECK (try CMD)", mark=node.args[0])
     command = tuple(args) if node.json else (" ".join(args),) if args else ()
     if not command:
         raise Fault("Missing command after HEALTHCHECK CMD")
@@ -334,9 +355,9 @@ def _healthcheck(node: Node) -> HealthcheckInstruction:
         try:
             retries = parse_int(flags.text("retries"), 10, 32)
         except ValueError as error:
-            raise Fault(str(error), token="--retries") from None
+            raise Fault(str(error), mark="--retries") from None
         if retries < 0:
-            raise Fault(f"--retries cannot be negative ({retries})", token="--retries")
+            raise Fault(f"--retries cannot be negative ({retries})", mark="--retries")
     test = ("CMD" if node.json else "CMD-SHELL", *command)
     health = Healthcheck(test, interval, timeout, start_period, start_interval, retries)
     return HealthcheckInstruction(**_base(node), health=health)

@@ -15,7 +15,11 @@ from .gotext import quote
 from .instructions import ArgPair, Copy, Dockerfile, Instruction, Onbuild, Run, Stage
 from .lexer import lex
 from .lint import (
-    CONST_PLATFORM, INVALID_DEFAULT_ARG, REDUNDANT_TARGET_PLATFORM, UNDEFINED_ARG_IN_FROM, Linter,
+    CONST_PLATFORM,
+    INVALID_DEFAULT_ARG,
+    REDUNDANT_TARGET_PLATFORM,
+    UNDEFINED_ARG_IN_FROM,
+    Linter,
 )  # fmt: skip
 from .mounts import check_mount
 from .options import LowerOptions, NamedContext
@@ -102,7 +106,7 @@ class Graph:
         self._undeclared(found.unmatched, stage.location, lint)
         if not found.text:
             raise Fault(
-                f"base name ({stage.base_name}) should not be blank", token=stage.base_name,
+                f"base name ({stage.base_name}) should not be blank", mark=stage.base_name,
                 hint="declare the ARG above the first FROM, with a default",
             )  # fmt: skip
         return found.text, dict(found.matched)
@@ -110,24 +114,24 @@ class Graph:
     def _expand_platform(self, stage: Stage, lint: Linter, used: dict[str, None]) -> Platform:
         found = self.expander.word(stage.platform, self.global_args)
         self._undeclared(found.unmatched, stage.location, lint)
-        if list(found.matched) == ["TARGETPLATFORM"] and not found.unmatched:
-            if found.text == self.global_args["TARGETPLATFORM"]:
-                message = (
-                    f"Setting platform to predefined {stage.platform} in FROM is redundant "
-                    "as this is the default behavior"
-                )
-                lint.warn(REDUNDANT_TARGET_PLATFORM, message, stage.location)
+        alone = list(found.matched) == ["TARGETPLATFORM"] and not found.unmatched
+        if alone and found.text == self.global_args["TARGETPLATFORM"]:
+            message = (
+                f"Setting platform to predefined {stage.platform} in FROM is redundant "
+                "as this is the default behavior"
+            )
+            lint.warn(REDUNDANT_TARGET_PLATFORM, message, stage.location)
         if not found.text:
             near = next((n for key in found.unmatched if (n := nearest(key, self.global_args))), "")
             suffix = f" (did you mean {near}?)" if near else ""
-            raise Fault(f"empty platform value from expression {stage.platform}{suffix}", token=stage.platform)
+            raise Fault(f"empty platform value from expression {stage.platform}{suffix}", mark=stage.platform)
         try:
             platform = parse_platform(found.text, self.options.build_platform)
         except ValueError as error:
             near = next((n for key in found.unmatched if (n := nearest(key, self.global_args))), "")
             suffix = f" (did you mean {near}?)" if near else ""
             message = f"failed to parse platform {stage.platform}: {error}{suffix}"
-            raise Fault(message, token=stage.platform) from None
+            raise Fault(message, mark=stage.platform) from None
         if not found.matched and not found.unmatched:
             name = stage.stage_name
             if platform.os not in name and platform.architecture not in name:
@@ -214,12 +218,12 @@ class Graph:
             raise Fault(
                 "variable expansion is not supported for --from, define a new stage with FROM using ARG from "
                 "global scope as a workaround",
-                token=f"--from={name}",
+                mark=f"--from={name}",
             )
         if _INTEGER.match(name):
             index = int(name)
             if not 0 <= index < len(self.states):
-                raise Fault(f"invalid stage index {index}", token=f"--from={name}")
+                raise Fault(f"invalid stage index {index}", mark=f"--from={name}")
             return self.states[index]
         found = self.by_name.get(name.lower())
         return found if found is not None else self._image_state(name, copy)
@@ -246,7 +250,7 @@ class Graph:
                     if child in path:
                         name = start.stage.stage_name or start.name
                         message = f"circular dependency detected on stage: {name}"
-                        raise Fault(message, instruction.location, token=getattr(instruction, "from_", ""))
+                        raise Fault(message, instruction.location, mark=getattr(instruction, "from_", ""))
                     if child not in done:
                         path[child] = None
                         stack.append((child, iter(child.deps.items())))

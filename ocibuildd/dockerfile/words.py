@@ -20,7 +20,8 @@ _WORD_END = re.compile(f"[{SPACES}]")
 def read(line: str, escape: str, depth: int = 0) -> Node:
     """Read a joined line.  Raises Fault."""
     parts = _BLANK.split(trim(line), maxsplit=1)
-    name, flags, rest = parts[0], [], ""
+    name, rest = parts[0], ""
+    flags: list[str] = []
     if len(parts) == 2:
         rest = parts[1]
         if rest.startswith("--") or rest[:1] in _SPACE_SET:
@@ -108,7 +109,7 @@ def json_array(text: str) -> list[str] | None:
     except RecursionError:
         value = [None]
     if not all(isinstance(item, str) for item in value):
-        raise Fault("when using JSON array syntax, arrays must be comprised of strings only", token="[")
+        raise Fault("when using JSON array syntax, arrays must be comprised of strings only", mark="[")
     return [SURROGATES.sub("\ufffd", item) for item in value]
 
 
@@ -228,14 +229,14 @@ def _pairs(rest: str, instruction: str, escape: str) -> list[str]:
     if "=" not in parts[0]:
         old = _BLANK.split(rest, maxsplit=1)
         if len(old) < 2:
-            raise Fault(f"{instruction} must have two arguments", token=rest)
+            raise Fault(f"{instruction} must have two arguments", mark=rest)
         return [old[0], old[1], ""]
     out: list[str] = []
     for word in parts:
         key, equals, value = word.partition("=")
         if not equals:
             raise Fault(
-                f"Syntax error - can't find = in {quote(word)}. Must be of the form: name=value", token=word
+                f"Syntax error - can't find = in {quote(word)}. Must be of the form: name=value", mark=word
             )
         out += (key, value, "=")
     return out
