@@ -6,7 +6,8 @@ import asyncio
 import os
 import platform as host
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Literal
 
 from .. import dockerfile as front
 from ..dockerfile import LowerOptions, NamedContext
@@ -18,6 +19,7 @@ from ..model.oci import Platform
 from ..model.request import BuildRequest
 from .context import ContextOpener, OpenContext, parse_ignore
 
+Kind = Literal["image", "local", "git", "http", "oci-layout"]
 MAX_ROUNDS = 32
 """ONBUILD triggers that bring in images whose ONBUILD triggers bring in images."""
 MACHINES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "i686": "386"}
@@ -34,16 +36,10 @@ def parse_platform(text: str) -> Platform:
     """``os/arch[/variant]``, or ``local``.  Raises InvalidArgument."""
     if text == "local":
         return host_platform()
-    parts = text.lower().split("/")
-    if len(parts) == 1:
-        parts = ["linux", *parts]
-    if len(parts) not in (2, 3) or not all(parts):
-        raise InvalidArgument(f"platform {text!r}: os/architecture[/variant] is wanted")
-    arch = {"x86_64": "amd64", "aarch64": "arm64"}.get(parts[1], parts[1])
-    variant = parts[2] if len(parts) == 3 else ""
-    if (arch, variant) in (("arm64", "v8"), ("amd64", "v1")):
-        variant = ""
-    return Platform(arch, parts[0], variant=variant)
+    try:
+        return front.parse_platform(text, host_platform())
+    except ValueError as error:
+        raise InvalidArgument(f"platform {text[:100]!r}: {error}") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +93,8 @@ class FrontEnd:
             found[name] = NamedContext("local", "", directory.ignore)
         return found
 
-    async def lower(self, options: LowerOptions) -> Lowered:
-        """Resolve images until none is missing, then lower.  Raises DockerfileError and what
+    async def resolve(self, options: LowerOptions) -> tuple[str, ...]:
+        """Resolve images until none is missing; gives warnings.  Raises DockerfileError and what
         resolving raises."""
         warnings: list[str] = []
         for _ in range(MAX_ROUNDS):
@@ -112,13 +108,18 @@ class FrontEnd:
                 warnings += image.warnings
         else:
             raise DockerfileError(f"more than {MAX_ROUNDS} rounds of images that bring in others")
+        return tuple(dict.fromkeys(warnings))
+
+    async def lower(self, options: LowerOptions) -> Lowered:
+        """The plan.  Raises as ``resolve``."""
+        warnings = await self.resolve(options)
         plan = front.lower(self._tree, options, self._known)
         by_digest = {(image.digest, layout): image for layout, image in self._layouts()}
         images = {
             index: by_digest[vertex.op.digest, vertex.op.layout]
             for index, vertex in enumerate(plan.vertices) if isinstance(vertex.op, ImageSource)
         }
-        return Lowered(plan, images, tuple(dict.fromkeys(warnings)))
+        return Lowered(plan, images, warnings)
 
     def _layouts(self) -> list[tuple[str, ResolvedImage]]:
         return [(self._known[key].layout, image) for key, image in self._resolved.items()]
@@ -161,17 +162,17 @@ def _epoch(asked: BuildRequest) -> int | None:
     return int(asked.epoch)
 
 
-def _classify(value: str) -> tuple[str, str]:
+def _classify(value: str) -> tuple[Kind, str]:
     """(kind, value) of a --build-context."""
     if value.startswith("docker-image://"):
         return "image", value.removeprefix("docker-image://")
     if value.startswith("oci-layout://"):
         return "oci-layout", value.removeprefix("oci-layout://")
-    if value.startswith(("git://", "git@", "ssh://")) or ".git" in value.partition("#")[0][-4:]:
+    if front.parse_git_ref(value) is not None and "://" in value or value.startswith("git@"):
         return "git", value
     if value.startswith(("http://", "https://")):
         return "http", value
     return "local", os.path.abspath(value) if value.startswith("/") else value
 
 
-__all__ = ["FrontEnd", "Lowered", "host_platform", "parse_platform", "replace"]
+__all__ = ["FrontEnd", "Lowered", "host_platform", "parse_platform"]

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 from urllib.parse import urlsplit
 
 from ocibuildd.errors import Corrupt, Denied, InvalidArgument, NotFound
@@ -110,12 +110,11 @@ class Downloads:
     fetcher: Fetcher
     blobs: BlobStore
     sources: SourceCache
-    scratch: Path
     limit: int = field(default=DOWNLOAD_LIMIT)
 
     async def get(
         self, op: HttpSource, secrets: Mapping[str, bytes], hold: Callable[[Digest], None],
-        progress: Callable[[int, int], object] | None = None,
+        scratch: Path, progress: Callable[[int, int], object] | None = None,
     ) -> HttpFile:
         """Download, or ask whether what we have is still right.  Raises what the fetcher does, and
         Corrupt where a checksum is given and isn't met."""
@@ -132,7 +131,7 @@ class Downloads:
         if op.checksum and op.checksum != digest:
             raise Corrupt(f"ADD {op.url}: {digest}, expected {op.checksum}",
                           hint="the file at this address is not the one that --checksum names")
-        return self._lay_out(op, digest, value)
+        return self._lay_out(op, digest, value, scratch)
 
     async def _ask(
         self, op: HttpSource, key: str, value: Any, secrets: Mapping[str, bytes],
@@ -167,12 +166,12 @@ class Downloads:
         self.sources.put("http", key, value)
         return value
 
-    def _lay_out(self, op: HttpSource, digest: Digest, value: Any) -> HttpFile:
+    def _lay_out(self, op: HttpSource, digest: Digest, value: Any, scratch: Path) -> HttpFile:
         """A directory with the file under its name; the bytes are a hard link to the blob's where they
         can be, and never written to."""
         name = op.filename or file_name(op.url, value.get("disposition", ""))
         mode = HTTP_MODE if op.mode is None else op.mode
-        root = Path(tempfile.mkdtemp(prefix="http-", dir=self.scratch))
+        root = Path(tempfile.mkdtemp(prefix="http-", dir=scratch))
         try:
             source = self.blobs.open(digest)
             try:
@@ -251,3 +250,8 @@ def git_authorization(remote: str, secrets: Mapping[str, bytes]) -> dict[str, st
                 text = "basic " + base64.b64encode(b"x-access-token:" + text.encode()).decode()
             return {"Authorization": text}
     return {}
+
+
+def open_file(directory: Directory, name: str) -> IO[bytes]:
+    """A file right in a directory of ours."""
+    return os.fdopen(os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory.fd), "rb")

@@ -1,0 +1,344 @@
+"""One build, from request to answer."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import BuildError, Cancelled, InvalidArgument
+from ..executor.contents import LocalContents
+from ..executor.image import ImagePuller
+from ..executor.run import Surroundings
+from ..executor.source import Directory, Downloads
+from ..executor.work import FailedRun, Materials, StepExecutor
+from ..model.graph import GitSource, HttpSource, Plan
+from ..model.oci import Platform
+from ..model.request import BuildRequest
+from ..ports import Emit, LayerId, Nsd, Output, Result
+from ..runtime import until_done
+from ..solver.job import Job
+from ..solver.solve import Solver
+from ..store import Store
+from ..store.leases import Lease
+from . import explain
+from .agent import AgentSockets
+from .context import ContextOpener, OpenContext, Remote
+from .frontend import FrontEnd, Lowered, parse_platform
+from .info import BuildInfo, Peer, Settings
+from .options import (
+    build_name,
+    check_entitlements,
+    decode_secrets,
+    located,
+    parse_hosts,
+    step_limits,
+    variant,
+)
+from .outcome import MadeImage
+from .progress import EventLog
+from .publish import Published, Publisher
+from .watch import Watch
+
+log = logging.getLogger(__name__)
+
+@dataclass(slots=True)
+class Site:
+    """What all builds of the daemon share."""
+
+    store: Store
+    nsd: Nsd
+    puller: ImagePuller
+    solver: Solver
+    downloads: Downloads
+    contents: LocalContents
+    publisher: Publisher
+    settings: Settings
+    scratch: Path
+    upload: Any = None
+    keep_failed: Any = None
+
+
+@dataclass(slots=True)
+class _Made:
+    """One platform's outcome."""
+
+    plan: Plan
+    final: MadeImage
+    cached: int
+    total: int
+    warnings: tuple[str, ...] = ()
+    images: list[MadeImage] = field(default_factory=list)
+
+
+class Build:
+    """A build.  ``run`` once; ``info`` at any time."""
+
+    def __init__(self, site: Site, request: BuildRequest, peer: Peer, build_id: str, log_path: Path):
+        self.id = build_id
+        self.request = request
+        self.peer = peer
+        self.events = EventLog(log_path)
+        self.name = build_name(request)
+        self.state = "queued"
+        self.created = time.time()
+        self.started = self.ended = 0.0
+        self.error: BuildError | None = None
+        self.answer: dict[str, Any] = {}
+        self.traces: dict[str, Any] = {}
+        self.task: asyncio.Task[None] | None = None
+        self.debug = False
+        self._site = site
+        self._scratch = site.scratch / build_id
+        self._lease: Lease = site.store.leases.new(f"build {build_id}")
+        self._closers: list[Any] = []
+
+    @property
+    def info(self) -> BuildInfo:
+        """How it stands."""
+        got = self.answer
+        return BuildInfo(
+            self.id, self.name, self.state, self.created, self.started, self.ended,
+            got.get("image", ""), got.get("digest", ""), tuple(got.get("names", ())),
+            got.get("total", 0), got.get("cached", 0),
+            self.error.to_dict() if self.error else None, self.debug,
+        )
+
+    # --- the whole ------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """From start to the last event; raises nothing but bugs of ours."""
+        self.state, self.started = "running", time.time()
+        begun = time.monotonic()
+        limit = self.request.timeout or self._site.settings.build_timeout or None
+        try:
+            async with asyncio.timeout(limit):
+                self.answer = await self._build()
+            self.state = "done"
+        except asyncio.CancelledError:
+            self.state, self.error = "cancelled", Cancelled("the build was cancelled")
+        except TimeoutError:
+            self.state = "failed"
+            self.error = BuildError(f"the build took longer than {limit:g} s", hint="raise the timeout")
+        except BuildError as error:
+            self.state, self.error = "failed", error
+        except Exception as error:
+            log.exception("build %s", self.id)
+            self.state = "failed"
+            self.error = BuildError(f"internal error: {error!r}", hint="the daemon's log tells more")
+        self.ended = time.time()
+        seconds = round(time.monotonic() - begun, 4)
+        if self.error is not None:
+            self.events.append("build.failed", error=self.error.to_dict(), seconds=seconds)
+        else:
+            self.events.append("build.done", seconds=seconds, **self.answer)
+        await self._clean_up()
+
+    def cancelled_early(self) -> None:
+        """It was cancelled while it waited for its turn."""
+        if self.state == "queued":
+            self.state, self.error = "cancelled", Cancelled("the build was cancelled")
+            self.ended = time.time()
+            self.events.append("build.failed", error=self.error.to_dict())
+
+    async def _clean_up(self) -> None:
+        for close in reversed(self._closers):
+            with contextlib.suppress(OSError):
+                close()
+        if self._scratch.exists():
+            with contextlib.suppress(BuildError, OSError):
+                await until_done(asyncio.ensure_future(
+                    self._site.nsd.call("remove", {"paths": [str(self._scratch)]})
+                ))
+
+    async def _build(self) -> dict[str, Any]:
+        request = self.request
+        opener = ContextOpener(
+            self._site.nsd, self._scratch, self._site.upload, self._fetch_context, self.peer
+        )
+        context = await opener.open(request)
+        if context.directory is not None:
+            self._closers.append(context.directory.close)
+        front = FrontEnd(self._site.puller, request, context)
+        self._closers.append(front.close)
+        named = front.named_contexts(opener)
+        if request.call == "targets":
+            return {"result": front.targets()}
+        platforms: list[Platform | None] = [parse_platform(text) for text in request.platforms] or [None]
+        made = []
+        for number, platform in enumerate(platforms):
+            options = front.options(platform, named)
+            if request.call != "build":
+                await front.resolve(options)
+                result = front.check(options) if request.call == "check" else front.outline(options)
+                return {"result": result}
+            lowered = await front.lower(options)
+            prefix = f"{number}." if len(platforms) > 1 else ""
+            made.append(await self._one(lowered, context, front, prefix))
+        return await self._publish(made)
+
+    # --- one platform ---------------------------------------------------------------------------
+
+    async def _one(
+        self, lowered: Lowered, context: OpenContext, front: FrontEnd, prefix: str
+    ) -> _Made:
+        plan = lowered.plan
+        watch = Watch(
+            self.id, self.name, self.events, self._site.store, plan, prefix,
+            keep_empty=self.request.compat != "docker",
+        )
+        watch.announce(context.filename, lowered.warnings)
+        check_entitlements(plan, self.request, self._site.settings)
+        agents = AgentSockets(self._scratch, self.request.ssh, self.peer)
+        self._closers.append(agents.close)
+        await agents.start()
+        executor = self._executor(lowered, context, front, agents)
+        uses = Lease(self._site.store.held, f"steps of build {self.id}")
+        job = Job(
+            f"{self.id}{prefix}", plan.vertices, executor, watch.event, self._hold(uses),
+            uses.release, limit=self.request.max_parallelism,
+            variant=variant(self._output(plan)), earlier=watch.earlier,
+        )
+        try:
+            await self._site.solver.solve(job)
+        except Exception as error:
+            self.traces |= explain.dump(plan, job.traces, prefix)
+            if isinstance(error, BuildError):
+                self._locate(error, job, context, prefix)
+            raise
+        self.traces |= explain.dump(plan, job.traces, prefix)
+        final = watch.follower.finish()
+        self._site.store.records.touch(job.used)
+        cached = sum(1 for trace in job.traces.values() if trace.preimage and trace.cached)
+        total = sum(1 for trace in job.traces.values() if trace.preimage)
+        return _Made(plan, final, cached, total, images=watch.follower.images)
+
+    def _hold(self, uses: Lease) -> Any:
+        def hold(chain: Iterable[LayerId]) -> None:
+            layers = tuple(chain)
+            self._lease.add(layers=layers)
+            uses.add(layers=layers)
+        return hold
+
+    def _output(self, plan: Plan) -> Output:
+        settings, attrs = self._site.settings, self._attrs()
+        compression = attrs.get("compression", settings.compression)
+        if compression in ("uncompressed", ""):
+            compression = "none"
+        if compression not in ("gzip", "zstd", "none"):
+            raise InvalidArgument(f"compression {compression!r}: gzip, zstd or none is wanted")
+        level = int(attrs.get("compression-level", settings.compression_level))
+        rewrite = attrs.get("rewrite-timestamp", "").lower() in ("1", "true")
+        wanted = self.request.reproducible
+        clamps = rewrite or (settings.reproducible if wanted is None else wanted)
+        clamp = (plan.epoch or 0) if clamps else None
+        return {"compression": compression, "level": level, "clamp": clamp}  # type: ignore[typeddict-item]
+
+    def _attrs(self) -> Mapping[str, str]:
+        return next((output.attrs for output in self.request.outputs if output.attrs), {})
+
+    def _executor(
+        self, lowered: Lowered, context: OpenContext, front: FrontEnd, agents: AgentSockets
+    ) -> StepExecutor:
+        site, request = self._site, self.request
+        secrets = decode_secrets(request)
+        contexts: dict[str, Directory] = dict(front.directories)
+        contexts["context"] = context.directory or self._empty()
+        masked = tuple(data.decode("utf-8", "replace").strip() for data in secrets.values())
+        materials = Materials(
+            build=self.id, vertices=lowered.plan.vertices, lease=self._lease,
+            output=self._output(lowered.plan), images=lowered.images, contexts=contexts,
+            around=Surroundings(
+                secrets, agents, parse_hosts(request.add_hosts), step_limits(request, site.settings),
+                {**site.settings.dns, **({"servers": list(request.dns)} if request.dns else {})},
+                request.no_new_privileges or site.settings.no_new_privileges,
+            ),
+            epoch=lowered.plan.epoch, auth=request.auth,
+            fetch_http=lambda op, emit: self._fetch_http(op, secrets, emit),
+            fetch_git=lambda op, emit: self._fetch_git(op, secrets, emit),
+            checksum=site.contents.checksum, on_failed=self._failed,
+            log_limit=site.settings.log_bytes, masked=masked,
+        )
+        return StepExecutor(site.store, site.nsd, site.puller, materials)
+
+    def _empty(self) -> Directory:
+        path = self._scratch / "empty"
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        directory = Directory(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+        self._closers.append(directory.close)
+        return directory
+
+    def _failed(self, failed: FailedRun) -> bool:
+        if not self.request.keep_failed or self._site.keep_failed is None:
+            return False
+        self.debug = bool(self._site.keep_failed(self.id, failed))
+        return self.debug
+
+    def _locate(self, error: BuildError, job: Job, context: OpenContext, prefix: str) -> None:
+        """Say where in the Dockerfile it was."""
+        index = job.failed
+        if index is None or index < 0:
+            return
+        vertex = job.vertices[index]
+        error.details["vertex"] = f"{prefix}{index}"
+        self.events.append("vertex.done", vertex=f"{prefix}{index}", error=error.to_dict())
+        if vertex.location is not None and "line" not in error.details:
+            error.details |= located(vertex, context)
+
+    # --- remote sources -------------------------------------------------------------------------
+
+    async def _fetch_http(
+        self, op: HttpSource, secrets: Mapping[str, bytes], emit: Emit
+    ) -> Result:
+        self._scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+        def progress(done: int, total: int) -> None:
+            emit("status", id=op.filename or "download", current=done, total=total, unit="bytes")
+
+        file = await self._site.downloads.get(
+            op, secrets, lambda digest: self._lease.add(blobs=(digest,)), self._scratch, progress
+        )
+        self._closers.append(file.directory.close)
+        return Result(identity=file.identity, directory=file.directory)
+
+    async def _fetch_git(self, op: GitSource, secrets: Mapping[str, bytes], emit: Emit) -> Result:
+        from ..executor.git import checkout
+
+        self._scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
+        agent = next((spec.agent for spec in self.request.ssh if spec.id == "default"), "")
+        got = await checkout(op, secrets, self._scratch, emit, agent)
+        self._closers.append(got.directory.close)
+        return Result(identity=got.identity, directory=got.directory)
+
+    async def _fetch_context(self, url: str) -> Remote:
+        from .remote import fetch_context
+
+        self._scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
+        secrets = decode_secrets(self.request)
+        return await fetch_context(
+            url, self._site.nsd, self._site.downloads, secrets, self._scratch,
+            lambda digest: self._lease.add(blobs=(digest,)),
+        )
+
+    # --- the end --------------------------------------------------------------------------------
+
+    async def _publish(self, made: list[_Made]) -> dict[str, Any]:
+        published: Published = await self._site.publisher.publish(
+            self.id, self.request, [(each.plan, each.final, each.images) for each in made],
+            self._lease, self.events, self.peer,
+        )
+        return {
+            "image": published.image, "digest": published.digest, "names": published.names,
+            "outputs": published.outputs,
+            "cached": sum(each.cached for each in made), "total": sum(each.total for each in made),
+        }
+
+    def release(self) -> None:
+        """Nothing of it is needed any more (its rows are written)."""
+        self._lease.release()

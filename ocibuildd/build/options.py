@@ -1,0 +1,101 @@
+"""What a request asks of its steps, checked and decoded.  Pure."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import os
+from collections.abc import Iterable
+from typing import Any
+
+from ..errors import Denied, InvalidArgument
+from ..model.graph import Plan, Run, Vertex
+from ..model.request import BuildRequest
+from ..ports import Output
+from .context import OpenContext
+from .info import Settings
+
+SOURCE_LINES = 3
+"""Lines of the Dockerfile shown before and after the one that failed."""
+
+
+def build_name(request: BuildRequest) -> str:
+    """What a build is called: its first tag, else where its files come from."""
+    if request.tags:
+        return request.tags[0]
+    context = request.context
+    where = getattr(context, "path", "") or getattr(context, "url", "") or "-"
+    return os.path.basename(str(where).rstrip("/")) or str(where)
+
+
+def variant(output: Output) -> dict[str, Any]:
+    """The output options that change what a layer is (not how it is compressed)."""
+    return {} if output["clamp"] is None else {"clamp": output["clamp"]}
+
+
+def decode_secrets(request: BuildRequest) -> dict[str, bytes]:
+    """id → bytes.  Raises InvalidArgument."""
+    try:
+        return {secret.id: base64.b64decode(secret.data, validate=True) for secret in request.secrets}
+    except binascii.Error as error:
+        raise InvalidArgument(f"secret: not base64: {error}") from None
+
+
+def parse_hosts(entries: Iterable[str]) -> list[tuple[str, str]]:
+    """--add-host: NAME:ADDRESS or NAME=ADDRESS.  Raises InvalidArgument."""
+    found = []
+    for entry in entries:
+        name, sep, address = entry.partition("=" if "=" in entry else ":")
+        address = address.strip("[]") if address.startswith("[") else address
+        if not sep or not name or not address or any(c.isspace() for c in entry):
+            raise InvalidArgument(f"host {entry!r}: NAME:ADDRESS is wanted")
+        found.append((name, address))
+    return found
+
+
+def step_limits(request: BuildRequest, settings: Settings) -> dict[str, int]:
+    """The daemon's limits, lowered where the request asks for less."""
+    asked = request.limits
+    wanted = {
+        "memory": asked.memory, "pids": asked.pids, "cpu_quota": asked.cpu_quota,
+        "cpu_period": asked.cpu_period, "upper_bytes": asked.upper_bytes, "nofile": asked.nofile,
+        "timeout": asked.step_timeout,
+    }
+    limits = dict(settings.limits)
+    for name, value in wanted.items():
+        if value and name == "cpu_period":
+            limits[name] = value
+        elif value:
+            ceiling = limits.get(name) or value
+            limits[name] = min(value, ceiling)
+    return limits
+
+
+def check_entitlements(plan: Plan, request: BuildRequest, settings: Settings) -> None:
+    """network=host and security=insecure want the client's leave and the daemon's.  Raises Denied."""
+    granted = set(request.allow) | ({"network.host"} if request.network == "host" else set())
+    for vertex in plan.vertices:
+        if not isinstance(vertex.op, Run):
+            continue
+        wanted = []
+        if vertex.op.network == "host":
+            wanted.append("network.host")
+        if vertex.op.security == "insecure":
+            wanted.append("security.insecure")
+        for name in wanted:
+            if name not in granted:
+                raise Denied(f"{vertex.name}: {name} is not allowed",
+                             hint=f"give the build --allow {name}")
+            if name not in settings.entitlements:
+                raise Denied(f"{vertex.name}: {name} is not allowed by the daemon's configuration",
+                             hint=f'add "{name}" to allow in [entitlements] of ocibuildd.toml')
+
+
+def located(vertex: Vertex, context: OpenContext) -> dict[str, object]:
+    """file, line, end_line and the lines around them."""
+    assert vertex.location is not None
+    lines = context.dockerfile.decode("utf-8", "replace").splitlines()
+    start, end = vertex.location.start, vertex.location.end
+    first, last = max(1, start - SOURCE_LINES), min(len(lines), end + SOURCE_LINES)
+    source = [[number, lines[number - 1]] for number in range(first, last + 1)]
+    return {"file": context.filename, "line": start, "end_line": end, "source": source}

@@ -1,0 +1,364 @@
+"""The end of a build: rows for its images, names, and the outputs that were asked for."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from ..errors import Denied, InvalidArgument
+from ..executor.image import name_of
+from ..export.annotations import Annotations, parse_annotations
+from ..export.image import (
+    EMPTY_GZIP,
+    EMPTY_LAYER,
+    OCI,
+    Entry,
+    MediaTypes,
+    index_bytes,
+    layer_descriptor,
+    manifest_bytes,
+    types_for,
+)
+from ..export.layout import (
+    Packaged,
+    PackagedIndex,
+    docker_archive,
+    oci_layout,
+    write_directory,
+    write_tar,
+)
+from ..export.push import Pusher
+from ..model.digest import Digest
+from ..model.graph import Plan
+from ..model.oci import Descriptor
+from ..model.reference import Reference
+from ..model.request import BuildRequest, OutputSpec
+from ..ports import LayerId, Nsd, Registry
+from ..runtime import in_thread
+from ..store import Store
+from ..store.images import Image, StoredIndex
+from ..store.leases import Lease
+from .info import Peer
+from .outcome import MadeImage
+from .progress import EventLog
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """image: config digest; digest: of the manifest, or the index of several platforms."""
+
+    image: str
+    digest: str
+    names: list[str]
+    outputs: list[dict[str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """One platform's image with its manifest."""
+
+    plan: Plan
+    final: MadeImage
+    images: Sequence[MadeImage]
+    manifest: bytes
+    types: MediaTypes
+
+    @property
+    def digest(self) -> Digest:
+        return Digest.of(self.manifest)
+
+
+@dataclass(slots=True)
+class _Order:
+    """What is to be published, as decided."""
+
+    build: str
+    ready: list[Ready]
+    names: list[Reference]
+    index: bytes | None
+    lease: Lease
+    events: EventLog
+    peer: Peer
+    auth: Mapping[str, Any]
+    outputs: list[dict[str, str]] = field(default_factory=list)
+
+    @property
+    def digest(self) -> Digest:
+        return Digest.of(self.index) if self.index is not None else self.ready[0].digest
+
+
+class Publisher:
+    """One for the daemon."""
+
+    def __init__(self, store: Store, nsd: Nsd, registry: Registry):
+        self._store = store
+        self._nsd = nsd
+        self._registry = registry
+
+    async def publish(
+        self, build: str, request: BuildRequest,
+        made: Sequence[tuple[Plan, MadeImage, Sequence[MadeImage]]], lease: Lease, events: EventLog,
+        peer: Peer,
+    ) -> Published:
+        """Write rows, give names, write outputs, push.  Raises InvalidArgument, Denied and what
+        registries and disks raise."""
+        order = self._order(build, request, made, lease, events, peer)
+        self._store_images(order, keep=wants_image(request))
+        for number, output in enumerate(request.outputs):
+            await self._output(order, number, output)
+        if request.push or any(o.attrs.get("push", "").lower() in ("1", "true") for o in request.outputs):
+            await self._push(order, order.names)
+        final = order.ready[0].final.composed
+        names = [name.familiar for name in order.names]
+        return Published(str(final.id), str(order.digest), names, order.outputs)
+
+    def _order(
+        self, build: str, request: BuildRequest,
+        made: Sequence[tuple[Plan, MadeImage, Sequence[MadeImage]]], lease: Lease, events: EventLog,
+        peer: Peer,
+    ) -> _Order:
+        attrs = next((output.attrs for output in request.outputs if output.attrs), {})
+        annotations = parse_annotations(request.annotations, attrs)
+        oci = attrs.get("oci-mediatypes", "true").lower() not in ("0", "false")
+        ready = []
+        for plan, final, images in made:
+            types = types_for([layer.compression for layer in final.composed.layers], oci=oci)
+            own = annotations.at("manifest", str(plan.platform))
+            manifest = manifest_bytes(final.composed, types, own)
+            ready.append(Ready(plan, final, images, manifest, types))
+        index = self._index(ready, annotations) if len(ready) > 1 else None
+        return _Order(build, ready, parse_names(request), index, lease, events, peer, request.auth)
+
+    @staticmethod
+    def _index(ready: Sequence[Ready], annotations: Annotations) -> bytes:
+        entries = [
+            Entry(each.manifest, each.final.composed.platform, each.types.manifest,
+                  annotations.at("manifest-descriptor", str(each.plan.platform)))
+            for each in ready
+        ]
+        return index_bytes(entries, OCI, annotations.at("index"))
+
+    # --- rows -----------------------------------------------------------------------------------
+
+    def _store_images(self, order: _Order, *, keep: bool) -> None:
+        """All rows in one commit; nothing at all for what is there already."""
+        store = self._store
+        rows: dict[Digest, Image] = {}
+        blobs: list[bytes] = []
+        for ready in order.ready:
+            self._intermediate(order, ready, rows, blobs)
+            if keep:
+                self._final(order, ready, rows, blobs)
+        if order.index is not None and keep:
+            blobs.append(order.index)
+        order.lease.add(blobs=store.blobs.put_many(list(dict.fromkeys(blobs))))
+        moved = [name for name in order.names if keep and not self._named(order, name)]
+        if not rows and not moved and order.index is None:
+            return
+        with store.transaction():
+            for row in rows.values():
+                store.images.put(row)
+            if order.index is not None and keep:
+                store.images.put_index(StoredIndex(Digest.of(order.index), OCI.index, tuple(
+                    (each.digest, str(each.plan.platform), each.final.composed.id)
+                    for each in order.ready
+                )))
+            for name in moved:
+                store.images.tag(name_of(name), order.ready[0].final.composed.id, order.digest)
+
+    def _named(self, order: _Order, name: Reference) -> bool:
+        known = self._store.images.resolve(name_of(name))
+        final = order.ready[0].final.composed
+        return known is not None and known.image == final.id and known.target == order.digest
+
+    def _intermediate(
+        self, order: _Order, ready: Ready, rows: dict[Digest, Image], blobs: list[bytes]
+    ) -> None:
+        before: dict[int, Digest] = {}
+        for made in ready.images:
+            image = made.composed.id
+            parent = before.get(made.stage)
+            if parent is None:
+                parent = self._base(ready.plan, made.stage)
+            before[made.stage] = image
+            if image in rows or self._store.images.get(image) is not None:
+                continue
+            blobs.append(made.composed.config)
+            rows[image] = self._row(order, made, kind="intermediate", parent=parent)
+
+    def _base(self, plan: Plan, stage: int) -> Digest | None:
+        found = next((each for each in plan.stages if each.index == stage), None)
+        if found is None or found.base is None or found.base_vertex is None:
+            return None
+        op = plan.vertices[found.base_vertex].op
+        base = self._store.images.by_manifest(getattr(op, "digest", Digest.of(b"")))
+        return base.id if base is not None else None
+
+    def _final(
+        self, order: _Order, ready: Ready, rows: dict[Digest, Image], blobs: list[bytes]
+    ) -> None:
+        composed = ready.final.composed
+        known = self._store.images.get(composed.id)
+        if known is not None and known.kind == "image" and known.manifest == ready.digest:
+            self._store.images.touch(composed.id)
+            return
+        own = [made.composed.id for made in ready.images if made.stage == ready.final.stage]
+        parent = next((image for image in reversed(own) if image != composed.id), None)
+        if EMPTY_LAYER in composed.layers:
+            blobs.append(EMPTY_GZIP)
+        blobs += [composed.config, ready.manifest]
+        row = self._row(order, ready.final, kind="image", parent=parent)
+        rows[composed.id] = replace(
+            row, manifest=ready.digest, media_type=ready.types.manifest,
+            blobs=(EMPTY_LAYER.digest,) if EMPTY_LAYER in composed.layers else (),
+        )
+
+    def _row(self, order: _Order, made: MadeImage, *, kind: Any, parent: Digest | None) -> Image:
+        config = msgspec.json.decode(made.composed.config)
+        labels = config.get("config", {}).get("Labels") or {}
+        return Image(
+            id=made.composed.id, manifest=None, media_type="", chain=made.chain, kind=kind,
+            parent=parent, created_by=made.created_by, created=time.time(),
+            size=self._size(made.chain), platform=str(made.composed.platform), build=order.build,
+            labels=labels,
+        )
+
+    def _size(self, chain: Sequence[LayerId]) -> int:
+        return sum(layer.tar_size or layer.size for layer in self._store.layers.chain(chain))
+
+    # --- outputs --------------------------------------------------------------------------------
+
+    async def _output(self, order: _Order, number: int, output: OutputSpec) -> None:
+        if output.type in ("image", "cacheonly"):
+            return
+        if output.type == "registry":
+            await self._push(order, parse_references(output.attrs.get("name", "")) or order.names)
+            return
+        begun = time.monotonic()
+        vertex = f"export:{number}"
+        order.events.append("vertex.started", vertex=vertex, name=f"exporting to {output.type}")
+        path = self._destination(order, number, output)
+        if output.type in ("oci", "docker"):
+            await in_thread(self._write_layout, order, output, path)
+        else:
+            await self._write_files(order, output, path)
+        order.outputs.append({"type": output.type, "dest": output.dest})
+        order.events.append("vertex.done", vertex=vertex, seconds=round(time.monotonic() - begun, 4))
+
+    def _destination(self, order: _Order, number: int, output: OutputSpec) -> Path:
+        """Where it goes: a path that a local client named, or a file that the client then fetches."""
+        if output.dest in ("", "-"):
+            return self._store.builds.directory(order.build) / f"output-{number}"
+        if not order.peer.local or order.peer.uid not in (-1, 0, os.geteuid()):
+            raise Denied(f"output {output.dest}: only the daemon's own user may name files on this host")
+        if not output.dest.startswith("/"):
+            raise InvalidArgument(f"output {output.dest}: an absolute path is wanted")
+        return Path(output.dest)
+
+    def _write_layout(self, order: _Order, output: OutputSpec, path: Path) -> None:
+        images = [
+            Packaged(each.manifest, each.types.manifest, each.final.composed.config,
+                     each.final.composed.layers, tuple(order.names) if order.index is None else (),
+                     each.final.composed.platform)
+            for each in order.ready
+        ]
+        indexes = [] if order.index is None else [
+            PackagedIndex(order.index, OCI.index, tuple(order.names))
+        ]
+        layout = oci_layout if output.type == "oci" else docker_archive
+        members = layout(images, indexes)
+        if output.attrs.get("tar", "true").lower() in ("0", "false") and output.dest not in ("", "-"):
+            write_directory(members, self._store.blobs, path)
+            return
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+        try:
+            write_tar(members, self._store.blobs, fd)
+        finally:
+            os.close(fd)
+
+    async def _write_files(self, order: _Order, output: OutputSpec, path: Path) -> None:
+        """-o type=tar and type=local: the file system itself."""
+        from ..executor.unpack import Unpacker
+
+        trees = Unpacker(self._store, self._nsd)
+        for each in order.ready:
+            lowers = await trees.ensure_trees(each.final.chain)
+            if output.type == "tar" or output.dest in ("", "-"):
+                flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+                await self._archive({"lowers": lowers}, path, flags)
+                continue
+            target = path
+            if len(order.ready) > 1:
+                target = path / str(each.plan.platform).replace("/", "_")
+            target.mkdir(parents=True, exist_ok=True)
+            flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+            await self._archive({"lowers": lowers, "files": True}, target, flags)
+
+    async def _archive(self, args: dict[str, Any], path: Path, flags: int) -> None:
+        fd = os.open(path, flags, 0o644)
+        try:
+            await self._nsd.call("archive", args, [fd])
+        finally:
+            os.close(fd)
+
+    # --- push -----------------------------------------------------------------------------------
+
+    async def _push(self, order: _Order, names: Sequence[Reference]) -> None:
+        if not names:
+            raise InvalidArgument("push: the image has no name", hint="give it one with -t")
+        for name in names:
+            begun, vertex = time.monotonic(), f"push:{name.familiar}"
+            order.events.append("vertex.started", vertex=vertex, name=f"pushing {name.familiar}")
+
+            def emit(kind: str, vertex: str = vertex, **fields: Any) -> None:
+                order.events.append(f"vertex.{kind}", vertex=vertex, **fields)
+
+            await self._push_one(order, name, emit)
+            order.events.append(
+                "vertex.done", vertex=vertex, seconds=round(time.monotonic() - begun, 4)
+            )
+            order.outputs.append({"type": "registry", "dest": str(name)})
+
+    async def _push_one(self, order: _Order, name: Reference, emit: Any) -> None:
+        pusher = Pusher(self._store.blobs, self._registry, name, auth=order.auth, emit=emit)
+        try:
+            for each in order.ready:
+                composed = each.final.composed
+                config = Descriptor(each.types.config, composed.id, len(composed.config))
+                await pusher.image(
+                    each.manifest, each.types.manifest, config=config,
+                    layers=[layer_descriptor(layer, each.types) for layer in composed.layers],
+                    by_digest=order.index is not None,
+                )
+            if order.index is not None:
+                await pusher.index(order.index, OCI.index)
+        finally:
+            await pusher.close()
+
+
+def wants_image(request: BuildRequest) -> bool:
+    """Is the image to stay here?  Not where only files or nothing was asked for, and no name given."""
+    kinds = {output.type for output in request.outputs}
+    return bool(request.tags) or not kinds or bool(kinds & {"image", "registry"})
+
+
+def parse_references(text: str) -> list[Reference]:
+    """Comma-separated references.  Raises InvalidArgument."""
+    try:
+        return [Reference.parse(part.strip()).with_default_tag() for part in text.split(",") if part.strip()]
+    except ValueError as error:
+        raise InvalidArgument(f"name {text!r}: {error}") from None
+
+
+def parse_names(request: BuildRequest) -> list[Reference]:
+    """All names that the image is to have, once each."""
+    names = parse_references(",".join(request.tags))
+    for output in request.outputs:
+        names += parse_references(output.attrs.get("name", ""))
+    return list(dict.fromkeys(names))

@@ -1,0 +1,62 @@
+"""Checksums of local contexts: in main's own threads, with what is known of unchanged files.
+
+nsd can't be asked for them cheaply: the fingerprints (device, inode, size, mtime, ctime → digest) live
+here, and with them a checksum is one stat a file."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections import OrderedDict
+from pathlib import Path
+from typing import cast
+
+from ..layer.checksum import checksum
+from ..layer.fingerprints import Fingerprints
+from ..layer.select import Source
+from ..ports import Checksum, CopySpec, Nsd, SourceDir
+from ..runtime import in_thread
+from .source import Directory
+
+MAX_CONTEXTS = 8
+"""Contexts whose fingerprints stay in memory."""
+
+
+class LocalContents:
+    """Checksums for one daemon.  directory: where fingerprints are kept between its lives."""
+
+    def __init__(self, directory: Path, nsd: Nsd):
+        self._directory = directory
+        self._nsd = nsd
+        self._known: OrderedDict[str, Fingerprints] = OrderedDict()
+        self._locks: dict[str, asyncio.Lock] = {}
+
+    async def checksum(self, directory: Directory, source: SourceDir, spec: CopySpec) -> Checksum:
+        """Of a selection of a directory's files.  Raises what ``layer.select.checksum`` raises."""
+        if not directory.path:
+            found = await self._nsd.call("checksum", {"source": source, "copy": spec}, [directory.fd])
+            return cast("Checksum", found)
+        key = hashlib.sha256(directory.path.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+        async with self._locks.setdefault(key, asyncio.Lock()):
+            known = self._known.get(key)
+            if known is None:
+                known = await in_thread(Fingerprints.load, self._directory / key)
+            self._known[key] = known
+            self._known.move_to_end(key)
+            while len(self._known) > MAX_CONTEXTS:
+                old, _ = self._known.popitem(last=False)
+                self._locks.pop(old, None)
+            return await in_thread(_local, directory, source, spec, known, self._directory / key)
+
+
+def _local(
+    directory: Directory, source: SourceDir, spec: CopySpec, known: Fingerprints, path: Path
+) -> Checksum:
+    files = Source(
+        fd=directory.fd, paths=tuple(source["paths"]), ignore=tuple(source.get("ignore", ())),
+        remote=source.get("remote", False),
+    )
+    found = checksum(files, spec, fingerprints=known)
+    if known.changed:
+        known.save(path)
+    return found
