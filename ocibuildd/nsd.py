@@ -92,11 +92,11 @@ def checksum(site: Site, args: Arguments, fds: list[int]) -> dict[str, Any]:
     """The content of a selection of files."""
     import contextlib
 
-    from .layer import select
+    from .layer import checksum as layer
 
     with contextlib.ExitStack() as stack:
         source = _sources(site, [args["source"]], fds, stack)[0]
-        return dict(select.checksum(source, args["copy"], shift=site.shift))
+        return dict(layer.checksum(source, args["copy"], **_options(site)))
 
 
 def lookup(site: Site, args: Arguments, _fds: list[int]) -> dict[str, Any]:
@@ -160,7 +160,7 @@ JOBS: dict[str, Job] = {
     "recompress": recompress,
 }
 
-PRELOAD = ("layer.apply", "layer.diff", "layer.copy", "layer.select", "layer.remove")
+PRELOAD = ("layer.apply", "layer.diff", "layer.copy", "layer.checksum", "layer.remove")
 """Imported once nsd is idle, so that no child has to."""
 
 
