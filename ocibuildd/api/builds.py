@@ -81,30 +81,9 @@ async def events(request: web.Request) -> web.StreamResponse:
     since, follow = number(request, "from"), flag(request, "follow")
     lines = Lines(request)
     await lines.begin()
-    source: AsyncIterator[bytes] = served.builds.events(info.id, since)
-    if follow or info.ended:
-        async for data in source:
-            await lines.write(data)
-    else:
-        await _what_is_there(source, lines)
+    async for data in served.builds.events(info.id, since, follow=follow):
+        await lines.write(data)
     return await lines.end()
-
-
-async def _what_is_there(source: AsyncIterator[bytes], lines: Lines) -> None:
-    """Events until the log has no more at this moment."""
-    iterator = aiter(source)
-    while True:
-        step = asyncio.ensure_future(anext(iterator))
-        done, _ = await asyncio.wait({step}, timeout=0.05)
-        if not done:
-            step.cancel()
-            with contextlib.suppress(asyncio.CancelledError, StopAsyncIteration):
-                await step
-            return
-        try:
-            await lines.write(step.result())
-        except StopAsyncIteration:
-            return
 
 
 async def cancel(request: web.Request) -> web.Response:
@@ -119,7 +98,7 @@ async def explain(request: web.Request) -> web.Response:
     """GET /v1/builds/{build}/explain?step="""
     served = services(request)
     info = served.builds.get(_id(request))
-    return reply({"steps": await served.builds.explain(info.id, request.query.get("step", ""))})
+    return reply({"steps": served.builds.explain(info.id, request.query.get("step", ""))})
 
 
 async def output(request: web.Request) -> web.StreamResponse:

@@ -9,7 +9,7 @@ import msgspec
 
 from .. import __version__
 from ..build.info import BuildInfo
-from ..model.events import __doc__ as EVENTS
+from ..model import events
 from . import run
 from .routes import ROUTES, Parameter, Route
 
@@ -139,7 +139,7 @@ def document() -> dict[str, Any]:
         "openapi": "3.1.0",
         "info": {
             "title": "ocibuildd", "version": __version__,
-            "description": f"{EVENTS}\n\nFrames of /v1/run and /v1/debug:\n\n{run_frames()}",
+            "description": f"{events.__doc__}\n\nFrames of /v1/run and /v1/debug:\n\n{run_frames()}",
         },
         "paths": paths,
         "components": {"schemas": {**ANSWERS, **schemas}},

@@ -158,7 +158,12 @@ async def debug(request: web.Request) -> web.StreamResponse:
     _admit(served, "")
     session = Session(request, tty=body.tty, rows=body.rows, columns=body.columns)
     spec = dict(failed.spec)
-    spec.update(args=list(body.args) or ["/bin/sh"], tty=body.tty, step="debug")
+    # What the step left is the lowest of what is written now: entering it twice shows the same.
+    lowers = [*spec["lowers"], spec["tree"]] if spec["tree"] else spec["lowers"]
+    spec.update(
+        args=list(body.args) or ["/bin/sh"], tty=body.tty, step="debug", lowers=lowers, tree="",
+        limits={name: n for name, n in spec["limits"].items() if name != "timeout"},
+    )
     if body.tty:
         spec["env"] = [*spec["env"], ["TERM", body.term[:100] or "xterm"]]
     return await session.run(_job(served, spec))

@@ -146,7 +146,7 @@ def explain(argv: Sequence[str]) -> None:
     args = arguments(explain, argv, 0, 2)
     if args.format not in ("", "text", "json"):
         raise UsageError(f"invalid format {args.format!r}: expected text or json")
-    build, step = (args.rest + ["", ""])[:2]
+    build, step = [*args.rest, "", ""][:2]
     with client() as daemon:
         found = daemon.explain(build, step)
     if args.format == "json":
@@ -158,25 +158,19 @@ def explain(argv: Sequence[str]) -> None:
         print(_explanation(item, everything=args.verbose))
 
 
-SHOWN_CHANGES = 10
+SHOWN_REASONS = 10
 
 
 def _explanation(item: dict[str, Any], *, everything: bool) -> str:
-    """One step: its name, what happened, and each difference."""
+    """One step: its name, what happened, and each reason."""
     name = item.get("name") or item.get("text") or item.get("vertex", "")
     state = "CACHED" if item.get("cached") else str(item.get("state", "RAN")).upper()
     lines = [f"{state:<7}{escape(str(name))}"]
-    if item.get("reason"):
-        lines.append(f"       {escape(str(item['reason']))}")
-    changes = list(item.get("changes") or item.get("details") or [])
-    shown = changes if everything else changes[:SHOWN_CHANGES]
-    for change in shown:
-        text = change if isinstance(change, str) else " ".join(
-            str(change[key]) for key in change if change[key] not in ("", None)
-        ) if isinstance(change, dict) else str(change)
-        lines.append(f"         {escape(text)}")
-    if len(shown) < len(changes):
-        lines.append(f"         … and {len(changes) - len(shown)} more (-v shows them)")
+    reasons = [str(reason.get("text", reason)) for reason in item.get("reasons") or []]
+    shown = reasons if everything else reasons[:SHOWN_REASONS]
+    lines += [f"       {escape(reason)}" for reason in shown]
+    if len(shown) < len(reasons):
+        lines.append(f"       … and {len(reasons) - len(shown)} more (-v shows them)")
     return "\n".join(lines)
 
 
