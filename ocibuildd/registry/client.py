@@ -78,6 +78,10 @@ class RegistryClient:
         self._downloads = asyncio.Semaphore(self.config.downloads)
         self._uploads = asyncio.Semaphore(self.config.uploads)
 
+    def reconfigure(self, config: RegistryConfig) -> None:
+        """Take other settings over; requests that are under way end by the old ones."""
+        self.config = self._transport.config = config
+
     async def close(self) -> None:
         await self._transport.close()
 
