@@ -258,11 +258,11 @@ class ImagePuller:
         if image.local:
             return image.chain
         async with self.unpacker.lock(("image", image.digest)):
-            chain = await self._layers(image, lease, auth, emit)
+            chain = await self.layers(image, lease, auth, emit)
             self._record(image, chain, lease, tag=tag)
         return chain
 
-    async def _layers(
+    async def layers(
         self, image: ResolvedImage, lease: Lease, auth: Auths | None, emit: Emit | None
     ) -> tuple[LayerId, ...]:
         assert image.manifest is not None
@@ -342,7 +342,7 @@ class _Pull:
         descriptor, diff_id = self.descriptors[position], self.diff_ids[position]
         async with self.puller.unpacker.lock(descriptor.digest):
             if self.store.blobs.has(descriptor.digest):
-                self._status(descriptor, descriptor.size, "already here")
+                self._status(descriptor, descriptor.size, "exists")
                 return
             unpacked = any(layer.tree for layer in self.store.layers.by_diff_id(diff_id))
             wanted = None if unpacked else diff_id
@@ -397,7 +397,7 @@ class _Pull:
                     feed.available(got)
                 if (now := time.monotonic()) - last > STATUS_EVERY:
                     last = now
-                    self._status(descriptor, got, "")
+                    self._status(descriptor, got, "downloading")
 
     async def _finish(self, feed: Feed[Unpacked], descriptor: Descriptor, fd: int) -> Unpacked:
         """The job's answer.  A job that failed on bytes that aren't the blob's is the bytes' fault."""

@@ -20,6 +20,7 @@ from ..model.reference import Reference
 from ..model.request import RegistryAuth
 from ..ports import BlobStore, Emit, Registry
 from ..runtime import until_done
+from .image import EMPTY_GZIP, EMPTY_LAYER
 
 STATUS_EVERY = 0.1
 """Seconds between two status events of one layer."""
@@ -65,6 +66,8 @@ class Pusher:
                 last = now
                 self._status(descriptor, current, "pushing")
 
+        if descriptor.digest == EMPTY_LAYER.digest:
+            self._blobs.put(EMPTY_GZIP)
         outcome = await self._registry.push_blob(
             self.reference, descriptor, lambda: self._blobs.open(descriptor.digest),
             mount_from=self._mount_from, auth=self._auth, progress=progress,

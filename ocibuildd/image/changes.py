@@ -40,6 +40,7 @@ def apply_changes(changes: Sequence[str], platform: Platform) -> ContainerConfig
     if not any(change.strip().partition(" ")[2].lstrip().startswith("PATH") for change in changes):
         env = tuple(pair for pair in config.env or () if not pair.startswith("PATH="))
         config = msgspec.structs.replace(config, env=env or None)
+    config = msgspec.structs.replace(config, args_escaped=False)
     if "WORKDIR" not in words:
         config = msgspec.structs.replace(config, working_dir="")
     return config

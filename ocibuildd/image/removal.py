@@ -1,0 +1,91 @@
+"""Taking names away and deleting images, by Docker's rules (``docker rmi``)."""
+
+from __future__ import annotations
+
+from ..errors import Conflict
+from ..executor.image import is_id
+from ..model.reference import Reference
+from ..store import Store
+from ..store.images import Image, Name
+from .lookup import familiar, find_named
+from .values import Removed
+
+
+def remove(store: Store, text: str, *, force: bool = False, prune: bool = True) -> list[Removed]:
+    """Remove what ``text`` names.
+
+    A name is taken away; the image goes with its last name.  By id, all names go where they are in one
+    repository (``force``: in any number).  An image that another one was made from is not deleted: by
+    name it just loses the name, by id that is a Conflict.  prune: unnamed parents go too.
+    Raises NotFound, Conflict, InvalidArgument.
+    """
+    image, name = find_named(store, text)
+    with store.transaction():
+        if name is not None:
+            return _by_name(store, image, name, prune=prune)
+        return _by_id(store, image, text, force=force, prune=prune)
+
+
+def _by_name(store: Store, image: Image, name: Name, *, prune: bool) -> list[Removed]:
+    names = store.images.names_of(image.id)
+    gone = [name]
+    if "@" not in name.name:
+        # Docker: the digest references of a repository go with its last tag.
+        repository = _repository(name)
+        tags = [n for n in names if _repository(n) == repository and "@" not in n.name]
+        if len(tags) == 1:
+            gone += [n for n in names if _repository(n) == repository and "@" in n.name]
+    removed = _untag(store, gone)
+    if len(names) > len(gone):
+        return removed
+    return removed + _delete(store, image, prune=prune, quiet=True)
+
+
+def _by_id(store: Store, image: Image, text: str, *, force: bool, prune: bool) -> list[Removed]:
+    names = store.images.names_of(image.id)
+    repositories = {_repository(name) for name in names}
+    shown = text.removeprefix("sha256:")[:12] if is_id(text) else text
+    if len(repositories) > 1 and not force:
+        raise Conflict(
+            f"conflict: unable to delete {shown} (must be forced) - image is referenced in multiple"
+            " repositories"
+        )
+    if _children(store, image):
+        raise Conflict(
+            f"conflict: unable to delete {shown} (cannot be forced) - image has dependent child images"
+        )
+    return _untag(store, names) + _delete(store, image, prune=prune, quiet=False)
+
+
+def _untag(store: Store, names: list[Name]) -> list[Removed]:
+    for name in names:
+        store.images.untag(name.name)
+    return [Removed("untagged", familiar(name.name)) for name in names]
+
+
+def _children(store: Store, image: Image) -> list[Image]:
+    return store.images.children(image.id)
+
+
+def _delete(store: Store, image: Image, *, prune: bool, quiet: bool) -> list[Removed]:
+    """Delete an image without names, and its unnamed parents that nothing else stands on."""
+    if _children(store, image):
+        if quiet and image.kind == "image" and store.images.names_of(image.id) == []:
+            # Something was made from it: it stays, as a step on the way to that.
+            store.images.demote(image.id)
+        return []
+    store.images.remove(image.id)
+    removed = [Removed("deleted", str(image.id))]
+    if (
+        prune
+        and image.parent is not None
+        and (parent := store.images.get(image.parent)) is not None
+    ):
+        named = store.images.names_of(parent.id)
+        if not named and parent.kind == "intermediate":
+            removed += _delete(store, parent, prune=True, quiet=False)
+    return removed
+
+
+def _repository(name: Name) -> str:
+    return Reference.parse(name.name).repository
