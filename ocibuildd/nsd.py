@@ -144,12 +144,12 @@ def recompress(_site: Site, args: Arguments, fds: list[int]) -> dict[str, Any]:
 
 
 def remove(site: Site, args: Arguments, _fds: list[int]) -> dict[str, Any]:
-    """Delete files and directories, whoever of our ids owns them."""
+    """Delete files and directories below our state directory, whoever of our ids owns them."""
     from .layer import remove as layer
 
     paths = [os.fsencode(path) for path in args["paths"]]
     for path in paths:
-        if os.path.normpath(path) in {b"/", site.state} or not path.startswith(b"/"):
+        if not os.path.normpath(path).startswith(os.path.normpath(site.state) + b"/"):
             raise errors.InvalidArgument(f"remove {os.fsdecode(path)}: that is not ours to remove")
     return dict(layer.remove(paths))
 
