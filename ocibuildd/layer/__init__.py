@@ -10,15 +10,18 @@ tars, and all that is reported, are container ids.  ``squash`` (one id only): ow
 (0:0).  All ``output`` and ``limits`` values are those of ``ports``.  All functions leave the descriptors that they
 are given open, and their offsets undefined.
 
-    apply.apply_layer(source_fd, tree_fd, *, root=None, expect_diff_id="", shift=0, squash=False, limits=None) -> Applied
+    apply.apply_layer(source_fd, tree_fd, *, root=None, expect_diff_id="", shift=0, squash=False,
+                      limits=None) -> Applied
     diff.diff_tree(upper_fd, root, output_fd, output, *, shift=0, squash=False, skip=()) -> Packed
-    diff.diff_roots(root_fd, root, output_fd, output, *, shift=0, squash=False, skip=()) -> Packed    (mode "copy")
-    copy.pack(sources: Sequence[Source], spec: CopySpec, root, output_fd, output, *, shift=0, squash=False, reuse=None) -> Packed
-    select.checksum(source: Source, spec: CopySpec, *, shift=0, fingerprints=None) -> Checksum
-    select.Source(fd=…|None, inline=(), paths=(), ignore=(), remote=False, owned=False)
+    compare.diff_roots(root_fd, root, output_fd, output, *, shift=0, squash=False, skip=()) -> Packed    (mode "copy")
+    copy.pack(sources: Sequence[Source], spec: CopySpec, root, output_fd, output, *, shift=0, squash=False,
+              reuse=None) -> Packed
+    checksum.checksum(source: Source, spec: CopySpec, *, shift=0, squash=False, fingerprints=None) -> Checksum
+    select.Source(fd=…|None, inline=((name, data, mode), …), paths=(), ignore=(), remote=False, owned=False)
+    select.not_found(missing, ignored, near) -> NotFound
     archive.archive(root_fd, output_fd, *, shift=0, squash=False, clamp=None) -> {"entries", "bytes"}
     archive.export(root_fd, dir_fd) -> {"entries", "bytes"}                         (-o type=local)
-    compare.compare(root_a, root_b) -> {"changes": [[kind, path, size], …]}
+    compare.compare(root_a, root_b) -> {"changes": [[kind, path, size], …], "more"}
     unpack.unpack(source_fd, dir_fd, *, limits=None) -> {"files", "bytes", "skipped"}
     remove.remove(paths) -> {"files", "bytes"}
     lookup.lookup(root, stat, read, *, shift=0) -> {"stat": {…}, "read": {…}}

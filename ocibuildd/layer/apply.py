@@ -39,8 +39,14 @@ def plain_umask() -> Iterator[None]:
 
 
 def apply_layer(
-    source_fd: int, tree_fd: int, *, root: int | None = None, expect_diff_id: str = "", shift: int = 0,
-    squash: bool = False, limits: Mapping[str, int] | None = None,
+    source_fd: int,
+    tree_fd: int,
+    *,
+    root: int | None = None,
+    expect_diff_id: str = "",
+    shift: int = 0,
+    squash: bool = False,
+    limits: Mapping[str, int] | None = None,
 ) -> Applied:
     """Unpack the layer that ``source_fd`` gives (any compression) into the empty directory ``tree_fd``.
 
@@ -55,10 +61,18 @@ def apply_layer(
             applier.tree.close()
         source.finish()
     if expect_diff_id and source.diff_id != expect_diff_id:
-        raise Corrupt(f"layer {source.digest}: its diff id is {source.diff_id}, expected {expect_diff_id}")
+        raise Corrupt(
+            f"layer {source.digest}: its diff id is {source.diff_id}, expected {expect_diff_id}"
+        )
     return Applied(
-        digest=source.digest, size=source.size, diff_id=source.diff_id, tar_size=source.tar_size,
-        entries=applier.entries, bytes=applier.bytes, skipped=applier.skipped, implied=applier.tree.implied,
+        digest=source.digest,
+        size=source.size,
+        diff_id=source.diff_id,
+        tar_size=source.tar_size,
+        entries=applier.entries,
+        bytes=applier.bytes,
+        skipped=applier.skipped,
+        implied=applier.tree.implied,
     )
 
 
@@ -77,7 +91,9 @@ class Applier:
     def run(self) -> None:
         self._prepare_root()
         limits = self.source
-        for entry in tar.entries(self.source, max_entries=limits.max_entries, max_name=limits.max_name):
+        for entry in tar.entries(
+            self.source, max_entries=limits.max_entries, max_name=limits.max_name
+        ):
             self.entries += 1
             try:
                 self._entry(entry)
@@ -106,7 +122,7 @@ class Applier:
 
     def _entry(self, entry: tar.Entry) -> None:
         path = paths.clean(entry.name, clamp=False)
-        name = path[path.rfind(b"/") + 1:]
+        name = path[path.rfind(b"/") + 1 :]
         if name.startswith(PREFIX):
             self._mark(path, name)
             self._skip(entry)
@@ -119,7 +135,9 @@ class Applier:
             if entry.xattrs:
                 self.tree.set_xattrs(fd, entry.xattrs)
         elif not path:
-            raise InvalidArgument(f"tar: an entry of type {entry.type!r} in place of the root directory")
+            raise InvalidArgument(
+                f"tar: an entry of type {entry.type!r} in place of the root directory"
+            )
         elif entry.type == tar.SYMLINK:
             self.tree.symlink(path, entry.link, entry.uid, entry.gid, entry.mtime_ns)
         elif entry.type == tar.LINK:
@@ -137,7 +155,13 @@ class Applier:
         try:
             write_data(self.source, entry, fd)
             self.tree.finish_file(
-                fd, path, entry.mode, entry.uid, entry.gid, entry.mtime_ns, entry.xattrs,
+                fd,
+                path,
+                entry.mode,
+                entry.uid,
+                entry.gid,
+                entry.mtime_ns,
+                entry.xattrs,
             )
         finally:
             os.close(fd)
@@ -164,7 +188,9 @@ class Applier:
                 while os.copy_file_range(source, fd, 1 << 30):
                     pass
                 uid, gid = self.owners.of(status)
-                self.tree.finish_file(fd, path, status.st_mode & 0o7777, uid, gid, status.st_mtime_ns, {})
+                self.tree.finish_file(
+                    fd, path, status.st_mode & 0o7777, uid, gid, status.st_mtime_ns, {}
+                )
             finally:
                 os.close(fd)
         finally:
@@ -173,15 +199,17 @@ class Applier:
     # --- whiteouts
 
     def _mark(self, path: bytes, name: bytes) -> None:
-        parent = path[:-len(name) - 1]
+        parent = path[: -len(name) - 1]
         if name == OPAQUE_MARK:
             self._opaque.add(parent)
         elif name.startswith(_SYNTHETIC):
             return  # aufs' own book-keeping: image-spec, layer.md, "Whiteouts"
         else:
-            hidden = name[len(PREFIX):]
+            hidden = name[len(PREFIX) :]
             if hidden in (b"", b".", b".."):
-                raise InvalidArgument(f"tar: {os.fsdecode(path)}: a whiteout of nothing that could be there")
+                raise InvalidArgument(
+                    f"tar: {os.fsdecode(path)}: a whiteout of nothing that could be there"
+                )
             self._whiteouts.add(parent + b"/" + hidden if parent else hidden)
 
     def _finish_whiteouts(self) -> None:

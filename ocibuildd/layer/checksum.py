@@ -25,7 +25,12 @@ _OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 def checksum(
-    source: Source, spec: CopySpec, *, shift: int = 0, squash: bool = False, fingerprints: Fingerprints | None = None,
+    source: Source,
+    spec: CopySpec,
+    *,
+    shift: int = 0,
+    squash: bool = False,
+    fingerprints: Fingerprints | None = None,
 ) -> Checksum:
     """Digest what ``source.paths`` selects.  With ``fingerprints``, files that they know aren't opened.
 
@@ -35,7 +40,9 @@ def checksum(
 
 
 class _Summer:
-    def __init__(self, source: Source, spec: CopySpec, owners: Owners, fingerprints: Fingerprints | None):
+    def __init__(
+        self, source: Source, spec: CopySpec, owners: Owners, fingerprints: Fingerprints | None
+    ):
         self.selector = Selector(source, spec)
         self.source = source
         self.parents = spec["parents"]
@@ -53,7 +60,11 @@ class _Summer:
         try:
             for name, data, mode in self.source.inline:
                 kind = tar.REGULAR
-                self._record(name, identity(os.fsencode(name), kind, mode, 0, 0, len(data), b"", None), hashlib.sha256(data).digest())
+                self._record(
+                    name,
+                    identity(os.fsencode(name), kind, mode, 0, 0, len(data), b"", None),
+                    hashlib.sha256(data).digest(),
+                )
             for match in self.selector.run():
                 self._match(match)
         finally:
@@ -61,8 +72,13 @@ class _Summer:
                 os.close(self._fd)
         missing = self.selector.missing
         return Checksum(
-            digest="sha256:" + self.total.hexdigest(), files=self.files, count=self.count, bytes=self.bytes,
-            missing=missing, ignored=self.selector.ignored, near={name: self.selector.near(name) for name in missing},
+            digest="sha256:" + self.total.hexdigest(),
+            files=self.files,
+            count=self.count,
+            bytes=self.bytes,
+            missing=missing,
+            ignored=self.selector.ignored,
+            near={name: self.selector.near(name) for name in missing},
         )
 
     def _match(self, match: Match) -> None:
@@ -123,7 +139,11 @@ class _Summer:
 
     def _directory_xattrs(self, found: Found) -> bytes:
         path = found.place + b"/" + found.name if found.name else b"."
-        names = read_xattrs(b"/proc/self/fd/%d/%b" % (self.selector.root.fd or 0, path), self.owners, tree=self.source.owned)
+        names = read_xattrs(
+            b"/proc/self/fd/%d/%b" % (self.selector.root.fd or 0, path),
+            self.owners,
+            tree=self.source.owned,
+        )
         return identity(b"", b"", 0, 0, 0, 0, b"", names) if names else b""
 
     def _content(self, found: Found) -> bytes:

@@ -84,7 +84,9 @@ def codec(compression: Compression, level: int) -> Codec:
         return _Zstd(3 if level == -1 else level)
     if compression == "gzip" and -1 <= level <= 9:
         return _Isal(_ISAL_LEVELS[level]) if level in _ISAL_LEVELS else _Zlib(level)
-    raise InvalidArgument(f"compression {compression!r} level {level}: expected gzip -1 to 9, zstd -1 to 19, or none")
+    raise InvalidArgument(
+        f"compression {compression!r} level {level}: expected gzip -1 to 9, zstd -1 to 19, or none"
+    )
 
 
 def prologue(compression: Compression) -> bytes:
@@ -105,14 +107,21 @@ def epilogue(compression: Compression, crc: int, size: int) -> bytes:
 class _Decoder(Protocol):
     """What bz2's, lzma's and isal's decompressor objects have in common."""
 
-    eof: bool
-    needs_input: bool
-    unused_data: bytes
-
+    @property
+    def eof(self) -> bool: ...
+    @property
+    def needs_input(self) -> bool: ...
+    @property
+    def unused_data(self) -> bytes: ...
     def decompress(self, data: bytes, max_length: int = -1) -> bytes: ...
 
 
-_MAGIC = ((b"\x1f\x8b", "gzip"), (b"\x28\xb5\x2f\xfd", "zstd"), (b"BZh", "bzip2"), (b"\xfd7zXZ\0", "xz"))
+_MAGIC = (
+    (b"\x1f\x8b", "gzip"),
+    (b"\x28\xb5\x2f\xfd", "zstd"),
+    (b"BZh", "bzip2"),
+    (b"\xfd7zXZ\0", "xz"),
+)
 MAGIC_SIZE = 6
 
 
@@ -124,6 +133,15 @@ def detect(head: bytes) -> str:
     if head[1:4] == b"\x2a\x4d\x18" and 0x50 <= head[0] <= 0x5F:  # RFC 8878, 3.1.2
         return "zstd"
     return "none"
+
+
+_ERRORS: tuple[type[Exception], ...] = (
+    isal_zlib.error,
+    OSError,
+    lzma.LZMAError,
+    EOFError,
+    zstandard.ZstdError,
+)
 
 
 def _decoder(kind: str) -> _Decoder:
@@ -159,7 +177,7 @@ def decompress(chunks: Iterator[bytes]) -> Iterator[bytes]:
             yield from _zstd(rest())
         else:
             yield from _members(kind, rest())
-    except (igzip_lib.IsalError, OSError, lzma.LZMAError, EOFError, zstandard.ZstdError) as error:
+    except _ERRORS as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         text = str(error)
@@ -216,7 +234,7 @@ def _zstd(chunks: Iterator[bytes]) -> Iterator[bytes]:
     size = 0
     for data in chunks:
         for at in range(0, len(data), ZSTD_PIECE):
-            rest += data[at:at + ZSTD_PIECE]
+            rest += data[at : at + ZSTD_PIECE]
             while rest:
                 if decoder is None:
                     if len(rest) < 4:

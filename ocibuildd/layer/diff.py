@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from ..ports import Output, Packed
 from . import paths, tar
-from .apply import OPAQUE, OPAQUE_MARK, WHITEOUT
+from .apply import OPAQUE, WHITEOUT
 from .emit import Emitter
 from .owners import Owners, read_xattrs
 from .sink import LayerSink
@@ -24,7 +24,13 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def diff_tree(
-    upper_fd: int, root: int | None, output_fd: int, output: Output, *, shift: int = 0, squash: bool = False,
+    upper_fd: int,
+    root: int | None,
+    output_fd: int,
+    output: Output,
+    *,
+    shift: int = 0,
+    squash: bool = False,
     skip: Collection[bytes] = (),
 ) -> Packed:
     """Write the layer that ``upper_fd`` (an upper directory, no longer in use) is over ``root`` (what lay below it).
@@ -100,7 +106,12 @@ class _Differ:
             write_node(self.emitter, path, level.fd, name, status)
 
     def _directory(
-        self, level: _Level, name: bytes, path: bytes, status: os.stat_result, before: os.stat_result | None,
+        self,
+        level: _Level,
+        name: bytes,
+        path: bytes,
+        status: os.stat_result,
+        before: os.stat_result | None,
     ) -> None:
         fd = os.open(name, _DIRECTORY, dir_fd=level.fd)
         base = -1
@@ -115,13 +126,21 @@ class _Differ:
         if opaque:
             os.close(base)
             below.base = -1  # nothing below shows through: all that is here is new
-            self.emitter.entry(path + b"/" + OPAQUE_MARK, tar.REGULAR, 0, 0, 0, 0)
+            self.emitter.opaque(path)
 
     def _same_directory(
-        self, status: os.stat_result, before: os.stat_result | None, fd: int, base: int,
+        self,
+        status: os.stat_result,
+        before: os.stat_result | None,
+        fd: int,
+        base: int,
     ) -> bool:
-        return before is not None and same_metadata(status, before) and (
-            read_xattrs(fd, self.owners, tree=True) == read_xattrs(base, self.owners, tree=True)
+        return (
+            before is not None
+            and same_metadata(status, before)
+            and (
+                read_xattrs(fd, self.owners, tree=True) == read_xattrs(base, self.owners, tree=True)
+            )
         )
 
     def _parents(self) -> None:
@@ -136,12 +155,19 @@ class _Differ:
         if status is not None:
             uid, gid = self.owners.of(status)
             self.emitter.entry(
-                level.path, tar.DIRECTORY, status.st_mode & 0o7777, uid, gid, status.st_mtime_ns,
+                level.path,
+                tar.DIRECTORY,
+                status.st_mode & 0o7777,
+                uid,
+                gid,
+                status.st_mtime_ns,
                 xattrs=read_xattrs(level.fd, self.owners, tree=True),
             )
 
 
-def write_node(emitter: Emitter, path: bytes, dir_fd: int, name: bytes, status: os.stat_result) -> None:
+def write_node(
+    emitter: Emitter, path: bytes, dir_fd: int, name: bytes, status: os.stat_result
+) -> None:
     """Anything but a directory, as it is in a tree.  Sockets and device nodes are left out."""
     uid, gid = emitter.owners.of(status)
     mode = status.st_mode & 0o7777
@@ -196,16 +222,28 @@ def is_opaque(fd: int) -> bool:
 
 def same_metadata(one: os.stat_result, other: os.stat_result) -> bool:
     return (one.st_mode, one.st_uid, one.st_gid, one.st_rdev) == (
-        other.st_mode, other.st_uid, other.st_gid, other.st_rdev,
+        other.st_mode,
+        other.st_uid,
+        other.st_gid,
+        other.st_rdev,
     )
 
 
 def same_file(
-    one: os.stat_result, other: os.stat_result, one_dir: int, other_dir: int, name: bytes, owners: Owners,
+    one: os.stat_result,
+    other: os.stat_result,
+    one_dir: int,
+    other_dir: int,
+    name: bytes,
+    owners: Owners,
 ) -> bool:
     """Whether a copied-up file is still what it was: metadata, size, time to the nanosecond, xattrs; where the times
     may have been cut to seconds (a tar without fractions), the bytes."""
-    if not same_metadata(one, other) or one.st_size != other.st_size or one.st_mtime_ns != other.st_mtime_ns:
+    if (
+        not same_metadata(one, other)
+        or one.st_size != other.st_size
+        or one.st_mtime_ns != other.st_mtime_ns
+    ):
         return False
     if stat.S_ISLNK(one.st_mode):
         return os.readlink(name, dir_fd=one_dir) == os.readlink(name, dir_fd=other_dir)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 from ..errors import InvalidArgument, TooLarge
@@ -26,39 +26,79 @@ class Emitter:
         self.owners = owners
         clamp = output["clamp"]
         self._clamp = None if clamp is None else clamp * _GIGA
-        self._links: dict[tuple[int, int], bytes] = {}
+        self._links: dict[tuple[int, int, int], bytes] = {}
         self.bytes = 0
 
     def time(self, mtime_ns: int) -> int:
         return mtime_ns if self._clamp is None else min(mtime_ns, self._clamp)
 
     def entry(
-        self, path: bytes, kind: bytes, mode: int, uid: int, gid: int, mtime_ns: int, *, link: bytes = b"",
-        xattrs: Mapping[bytes, bytes] | None = None, data: bytes = b"",
+        self,
+        path: bytes,
+        kind: bytes,
+        mode: int,
+        uid: int,
+        gid: int,
+        mtime_ns: int,
+        *,
+        link: bytes = b"",
+        xattrs: Mapping[bytes, bytes] | None = None,
+        data: bytes = b"",
     ) -> None:
         """An entry whose data, if any, is at hand (at most ``SEGMENT_MAX`` bytes)."""
-        if len(path) > MAX_PATH:
-            raise TooLarge(f"{os.fsdecode(path[:200])}…: a path of {len(path)} bytes, at most {MAX_PATH}")
+        _check(path)
+        self._add(path, kind, mode, uid, gid, mtime_ns, link, xattrs, data)
+
+    def _add(
+        self,
+        path: bytes,
+        kind: bytes,
+        mode: int,
+        uid: int,
+        gid: int,
+        mtime_ns: int,
+        link: bytes = b"",
+        xattrs: Mapping[bytes, bytes] | None = None,
+        data: bytes = b"",
+    ) -> None:
         name = path + b"/" if kind == tar.DIRECTORY else path
         size = len(data)
         self.bytes += size
         self.sink.add(
             tar.header(name, kind, mode, uid, gid, size, self.time(mtime_ns), link, xattrs),
-            identity(path, kind, mode, uid, gid, size, link, xattrs), data,
+            identity(path, kind, mode, uid, gid, size, link, xattrs),
+            data,
         )
 
-    def hard_link(self, path: bytes, status: os.stat_result, uid: int, gid: int, mode: int) -> bool:
-        """Write a link to an earlier entry of the same inode; else remember this one and say False."""
+    def hard_link(
+        self,
+        path: bytes,
+        status: os.stat_result,
+        uid: int,
+        gid: int,
+        mode: int,
+        group: int = 0,
+    ) -> bool:
+        """Write a link to an earlier entry of the same inode (and group); else remember this one and say False."""
         if status.st_nlink < 2:
             return False
-        first = self._links.setdefault((status.st_dev, status.st_ino), path)
+        first = self._links.setdefault((group, status.st_dev, status.st_ino), path)
         if first == path:
             return False
         self.entry(path, tar.LINK, mode, uid, gid, status.st_mtime_ns, link=first)
         return True
 
     def file(
-        self, path: bytes, dir_fd: int, name: bytes, mode: int, uid: int, gid: int, mtime_ns: int, *, tree: bool,
+        self,
+        path: bytes,
+        dir_fd: int,
+        name: bytes,
+        mode: int,
+        uid: int,
+        gid: int,
+        mtime_ns: int,
+        *,
+        tree: bool,
         xattrs: bool = True,
     ) -> None:
         """A regular file.  Raises InvalidArgument when it is no longer one, or changes while it is read."""
@@ -80,10 +120,18 @@ class Emitter:
             os.close(fd)
 
     def _big(
-        self, path: bytes, fd: int, status: os.stat_result, mode: int, uid: int, gid: int, mtime_ns: int,
+        self,
+        path: bytes,
+        fd: int,
+        status: os.stat_result,
+        mode: int,
+        uid: int,
+        gid: int,
+        mtime_ns: int,
         xattrs: Mapping[bytes, bytes] | None,
     ) -> None:
         size = status.st_size
+        _check(path)
         self.sink.begin(
             tar.header(path, tar.REGULAR, mode, uid, gid, size, self.time(mtime_ns), b"", xattrs),
             identity(path, tar.REGULAR, mode, uid, gid, size, b"", xattrs),
@@ -103,13 +151,60 @@ class Emitter:
             at += wanted
         self.sink.end(size)
 
+    def stream(
+        self,
+        path: bytes,
+        size: int,
+        mode: int,
+        uid: int,
+        gid: int,
+        mtime_ns: int,
+        xattrs: Mapping[bytes, bytes] | None,
+        pieces: Iterable[bytes | memoryview],
+    ) -> None:
+        """A big regular file that comes in pieces."""
+        _check(path)
+        self.sink.begin(
+            tar.header(path, tar.REGULAR, mode, uid, gid, size, self.time(mtime_ns), b"", xattrs),
+            identity(path, tar.REGULAR, mode, uid, gid, size, b"", xattrs),
+        )
+        self.bytes += size
+        ready: list[bytes | memoryview] = []
+        room = SEGMENT_MAX
+        for piece in pieces:
+            view = memoryview(piece)
+            while len(view) >= room:
+                ready.append(view[:room])
+                self.sink.data(b"".join(ready))
+                view, ready, room = view[room:], [], SEGMENT_MAX
+            ready.append(view)
+            room -= len(view)
+        self.sink.data(b"".join(ready))
+        self.sink.end(size)
+
     def symlink(self, path: bytes, target: bytes, uid: int, gid: int, mtime_ns: int) -> None:
         self.entry(path, tar.SYMLINK, 0o777, uid, gid, mtime_ns, link=target)
 
     def whiteout(self, path: bytes) -> None:
         """image-spec, layer.md, "Whiteouts": an empty file; mode and time are the same always."""
         parent, _, name = path.rpartition(b"/")
-        self.entry((parent + b"/" if parent else b"") + b".wh." + name, tar.REGULAR, 0, 0, 0, 0)
+        self._add((parent + b"/" if parent else b"") + b".wh." + name, tar.REGULAR, 0, 0, 0, 0)
+
+    def opaque(self, path: bytes) -> None:
+        """image-spec, layer.md, "Opaque Whiteout"."""
+        self._add(path + b"/.wh..wh..opq", tar.REGULAR, 0, 0, 0, 0)
+
+
+def _check(path: bytes) -> None:
+    if len(path) > MAX_PATH:
+        raise TooLarge(
+            f"{os.fsdecode(path[:200])}…: a path of {len(path)} bytes, at most {MAX_PATH}"
+        )
+    if b".wh." in path and path[path.rfind(b"/") + 1 :].startswith(b".wh."):
+        # image-spec, layer.md: "Implementations SHOULD NOT create layers with files that have this prefix"
+        raise InvalidArgument(
+            f"/{os.fsdecode(path)}: a name that begins with .wh. can't be in a layer (it would hide another file)",
+        )
 
 
 def _next_data(fd: int, at: int, size: int) -> int:

@@ -1,9 +1,9 @@
 """Digests of files that need not be read again, because their inode says that they didn't change.
 
-A fingerprint is (device, inode, size, mtime, ctime) to the nanosecond.  ctime can't be set by a program, so a file whose
-size and mtime were restored is seen.  git's rule for the racily clean (Documentation/technical/racy-git.txt): a file that
-was written within the clock's granularity before it was read isn't remembered, since a write a moment later could leave
-the same times.
+A fingerprint is (device, inode, size, mtime, ctime) to the nanosecond.  ctime can't be set by a program, so
+a file whose size and mtime were restored is seen.  git's rule for the racily clean
+(Documentation/technical/racy-git.txt): a file that was written within the clock's granularity before it was
+read isn't remembered, since a write a moment later could leave the same times.
 """
 
 from __future__ import annotations
@@ -32,8 +32,11 @@ _GIGA = 1_000_000_000
 
 def key(status: os.stat_result) -> bytes:
     return _PACK(
-        status.st_dev & _MASK, status.st_ino & _MASK, status.st_size,
-        status.st_mtime_ns & _MASK, status.st_ctime_ns & _MASK,
+        status.st_dev & _MASK,
+        status.st_ino & _MASK,
+        status.st_size,
+        status.st_mtime_ns & _MASK,
+        status.st_ctime_ns & _MASK,
     )
 
 
@@ -56,12 +59,13 @@ class Fingerprints:
             return self
         start = len(MAGIC) + 4
         body = memoryview(data)[start:]
-        if data[:len(MAGIC)] != MAGIC or len(body) % RECORD:
+        if data[: len(MAGIC)] != MAGIC or len(body) % RECORD:
             return self
-        if _sum(body) != data[len(MAGIC):start]:
+        if _sum(body) != data[len(MAGIC) : start]:
             return self
         self._old = {
-            data[at:at + 40]: data[at + 40:at + RECORD] for at in range(start, len(data), RECORD)
+            data[at : at + 40]: data[at + 40 : at + RECORD]
+            for at in range(start, len(data), RECORD)
         }
         return self
 
@@ -72,7 +76,7 @@ class Fingerprints:
         if len(self._old) > 3 * len(self._used) + SPARE:
             self._old = {}
         self._old.update(self._used)
-        body = b"".join(key + value for key, value in self._old.items())[-MAX_RECORDS * RECORD:]
+        body = b"".join(key + value for key, value in self._old.items())[-MAX_RECORDS * RECORD :]
         temporary = f"{os.fspath(path)}.{os.getpid()}.tmp"
         try:
             with open(temporary, "wb") as file:

@@ -40,7 +40,11 @@ class Owners:
         if not self.squash:
             try:
                 os.chown(
-                    name, uid + self.shift, gid + self.shift, dir_fd=dir_fd, follow_symlinks=False,
+                    name,
+                    uid + self.shift,
+                    gid + self.shift,
+                    dir_fd=dir_fd,
+                    follow_symlinks=False,
                 )
             except OSError as error:
                 raise self._unmapped(error, uid, gid, name) from error
@@ -85,7 +89,7 @@ def xattr_to_disk(key: bytes) -> bytes | None:
     File capabilities and user.* are kept.  user.overlay.* is escaped, so that an image can't forge overlayfs'
     own marks (Linux 6.7, Documentation/filesystems/overlayfs.rst, "Nesting overlayfs mounts")."""
     if key.startswith(_OVERLAY):
-        return _OVERLAY + key[len(b"user."):]
+        return _OVERLAY + key[len(b"user.") :]
     if key.startswith(b"user.") or key == CAPABILITY.encode():
         return key
     return None
@@ -106,7 +110,7 @@ def read_xattrs(target: int | str | bytes, owners: Owners, *, tree: bool) -> dic
         if key.startswith(b"user.overlay.") and tree:
             if not key.startswith(b"user.overlay.overlay."):
                 continue
-            key = b"user." + key[len(b"user.overlay."):]
+            key = b"user." + key[len(b"user.overlay.") :]
         elif not key.startswith(b"user.") and name != CAPABILITY:
             continue
         try:

@@ -105,7 +105,13 @@ class Root:
         try:
             fd = self.open(path, os.O_PATH | os.O_NOFOLLOW)
         except OSError as error:
-            if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EXDEV, errno.ENAMETOOLONG):
+            if error.errno in (
+                errno.ENOENT,
+                errno.ENOTDIR,
+                errno.ELOOP,
+                errno.EXDEV,
+                errno.ENAMETOOLONG,
+            ):
                 return None
             raise
         try:
@@ -123,7 +129,9 @@ class Root:
         except OSError:
             return None
         try:
-            return os.readlink(b"", dir_fd=fd)  # readlinkat(2): "" reads the link that the descriptor is
+            return os.readlink(
+                b"", dir_fd=fd
+            )  # readlinkat(2): "" reads the link that the descriptor is
         except OSError:
             return None
         finally:

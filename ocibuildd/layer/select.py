@@ -116,12 +116,20 @@ class Selector:
         status = self.root.stat(real)
         if status is None:
             return None
-        if self.ignore is not None and real and (reason := self.ignore.why(os.fsdecode(real))) is not None:
+        if (
+            self.ignore is not None
+            and real
+            and (reason := self.ignore.why(os.fsdecode(real))) is not None
+        ):
             below = stat.S_ISDIR(status.st_mode) and self.ignore.may_contain(os.fsdecode(real))
             if not below or not any(self._walk(real, status)):
                 self.ignored[os.fsdecode(full)] = reason
                 return None
-        if wildcard and self.exclude is not None and self.exclude.matches(os.fsdecode(self._relative(path))):
+        if (
+            wildcard
+            and self.exclude is not None
+            and self.exclude.matches(os.fsdecode(self._relative(path)))
+        ):
             return None
         place, name = split(real)
         match = Match(split(path)[1], real, status, [], [])
@@ -143,7 +151,7 @@ class Selector:
         lead = []
         parts = path.split(b"/")[:-1]
         for depth in range(len(parts)):
-            rel = b"/".join(parts[:depth + 1])
+            rel = b"/".join(parts[: depth + 1])
             real = self.root.resolve(prefix + b"/" + rel if prefix else rel)
             status = self.root.stat(real)
             if status is not None:
@@ -165,9 +173,12 @@ class Selector:
         else:
             found = [b""]
             for index, part in enumerate(rest):
-                found = self._level(self.root.resolve(start), found, part, last=index == len(rest) - 1)
+                found = self._level(
+                    self.root.resolve(start), found, part, last=index == len(rest) - 1
+                )
         return sorted(
-            (lead + b"/" + path if lead else path for path in found), key=lambda path: path.split(b"/"),
+            (lead + b"/" + path if lead else path for path in found),
+            key=lambda path: path.split(b"/"),
         )
 
     def _level(self, start: bytes, tops: list[bytes], part: str, *, last: bool) -> list[bytes]:
@@ -175,7 +186,9 @@ class Selector:
         for top in tops:
             directory = start + b"/" + top if start and top else start or top
             for name, status in self._names(directory):
-                if (last or stat.S_ISDIR(status.st_mode)) and patterns.match(part, os.fsdecode(name)):
+                if (last or stat.S_ISDIR(status.st_mode)) and patterns.match(
+                    part, os.fsdecode(name)
+                ):
                     out.append(top + b"/" + name if top else name)
         return out
 
@@ -205,16 +218,26 @@ class Selector:
             raise
         try:
             with os.scandir(fd) as scan:
-                found = [(os.fsencode(item.name), item.stat(follow_symlinks=False)) for item in scan]
+                found = [
+                    (os.fsencode(item.name), item.stat(follow_symlinks=False)) for item in scan
+                ]
         finally:
             os.close(fd)
-        return [(name, status) for name, status in found if not is_whiteout(status) and self._may_show(directory, name, status)]
+        return [
+            (name, status)
+            for name, status in found
+            if not is_whiteout(status) and self._may_show(directory, name, status)
+        ]
 
     def _may_show(self, directory: bytes, name: bytes, status: os.stat_result) -> bool:
         if self.ignore is None:
             return True
         path = os.fsdecode(directory + b"/" + name if directory else name)
-        return self.ignore.may_contain(path) if stat.S_ISDIR(status.st_mode) else not self.ignore.matches(path)
+        return (
+            self.ignore.may_contain(path)
+            if stat.S_ISDIR(status.st_mode)
+            else not self.ignore.matches(path)
+        )
 
     # --- walking
 
@@ -227,7 +250,9 @@ class Selector:
         hidden = self.ignore is not None and top != b"" and self.ignore.matches(os.fsdecode(top))
         if not hidden:
             yield first
-        todo: list[tuple[bytes, bytes, tuple[Found, ...]]] = [(b"", top, (first,) if hidden else ())]
+        todo: list[tuple[bytes, bytes, tuple[Found, ...]]] = [
+            (b"", top, (first,) if hidden else ())
+        ]
         shown: set[bytes] = set()
         while todo:
             rel, directory, pending = todo.pop()
@@ -276,7 +301,9 @@ class Selector:
                     if not is_whiteout(status):
                         out.append(Found(prefix + name, directory, name, status))
         except FileNotFoundError as error:
-            raise InvalidArgument(f"{os.fsdecode(directory)}: changed while it was being read") from error
+            raise InvalidArgument(
+                f"{os.fsdecode(directory)}: changed while it was being read"
+            ) from error
         finally:
             os.close(fd)
         self._count += len(out)

@@ -1,7 +1,8 @@
 """Where a layer's tar goes: hashed, compressed, hashed again and written, in one pass over several threads.
 
-The caller's thread gathers entries into segments; one thread hashes the tar (and the content), some compress segments,
-one hashes and writes the result in order.  hashlib, isal and zlib release the GIL.  A layer of one segment starts no thread.
+The caller's thread gathers entries into segments; one thread hashes the tar (and the content), some compress
+segments, one hashes and writes the result in order.  hashlib, isal and zlib release the GIL.  A layer of one
+segment starts no thread.
 """
 
 from __future__ import annotations
@@ -48,7 +49,9 @@ class Reuse:
     ``index``: {16-byte key: (offset, size, crc32 of the compressed bytes)}; ``blob_fd``: that layer, None for none.
     After a run, ``made`` is the index of the layer just written."""
 
-    def __init__(self, index: dict[bytes, tuple[int, int, int]] | None = None, blob_fd: int | None = None):
+    def __init__(
+        self, index: dict[bytes, tuple[int, int, int]] | None = None, blob_fd: int | None = None
+    ):
         self.index = index or {}
         self.blob_fd = blob_fd
         self.made: dict[bytes, tuple[int, int, int]] = {}
@@ -68,7 +71,15 @@ class LayerSink:
 
     ``add`` entries, ``begin``/``data``/``end`` big ones, then ``close``.  After an error, ``abort``."""
 
-    def __init__(self, fd: int, output: Output, *, threads: int = 0, reuse: Reuse | None = None, content: bool = True):
+    def __init__(
+        self,
+        fd: int,
+        output: Output,
+        *,
+        threads: int = 0,
+        reuse: Reuse | None = None,
+        content: bool = True,
+    ):
         self._fd = fd
         self._output = output
         self._codec = compress.codec(output["compression"], output["level"])
@@ -135,7 +146,9 @@ class LayerSink:
 
         Without entries nothing is written and the result is ``empty``, unless ``keep_empty``."""
         if not self._entries and not keep_empty:
-            return Packed(empty=True, digest="", size=0, diff_id="", tar_size=0, content="", entries=0)
+            return Packed(
+                empty=True, digest="", size=0, diff_id="", tar_size=0, content="", entries=0
+            )
         self._parts.append(tar.END)
         self._size += len(tar.END)
         if self._started:
@@ -151,9 +164,13 @@ class LayerSink:
             self._store(segment)
         self._write(compress.epilogue(self._output["compression"], self._crc, self._total))
         return Packed(
-            empty=False, digest="sha256:" + self._blob.hexdigest(), size=self._written,
-            diff_id="sha256:" + self._tar.hexdigest(), tar_size=self._total,
-            content="sha256:" + self._content.hexdigest() if self._content else "", entries=self._entries,
+            empty=False,
+            digest="sha256:" + self._blob.hexdigest(),
+            size=self._written,
+            diff_id="sha256:" + self._tar.hexdigest(),
+            tar_size=self._total,
+            content="sha256:" + self._content.hexdigest() if self._content else "",
+            entries=self._entries,
         )
 
     def abort(self) -> None:
@@ -192,19 +209,25 @@ class LayerSink:
     # --- the other threads
 
     def _start(self) -> None:
-        sys.setswitchinterval(0.0005)  # a compressing thread must not wait 5 ms for the GIL after each segment
+        sys.setswitchinterval(
+            0.0005
+        )  # a compressing thread must not wait 5 ms for the GIL after each segment
         hashes, work, store = (queue.SimpleQueue[Segment | None]() for _ in range(3))
         self._queues = [hashes, work, store] + [work] * (self._threads - 1)
         self._begin_output()
-        targets: list[Callable[[], None]] = [lambda: self._loop(hashes, self._hash), lambda: self._loop(store, self._store)]
-        for _ in range(self._threads):
-            targets.append(lambda: self._compress_loop(work))
+        targets: list[Callable[[], None]] = [
+            lambda: self._loop(hashes, self._hash),
+            lambda: self._loop(store, self._store),
+        ]
+        targets += [lambda: self._compress_loop(work)] * self._threads
         for target in targets:
             thread = threading.Thread(target=target, daemon=True)
             self._started.append(thread)
             thread.start()
 
-    def _loop(self, pipe: queue.SimpleQueue[Segment | None], action: Callable[[Segment], None]) -> None:
+    def _loop(
+        self, pipe: queue.SimpleQueue[Segment | None], action: Callable[[Segment], None]
+    ) -> None:
         while (segment := pipe.get()) is not None:
             try:
                 if self._failed is None:
@@ -248,7 +271,9 @@ class LayerSink:
             return
         if self._reuse is not None:
             self._reuse.made[segment.key] = (
-                self._written, len(segment.packed), isal_zlib.crc32(segment.packed),
+                self._written,
+                len(segment.packed),
+                isal_zlib.crc32(segment.packed),
             )
         self._write(segment.packed)
 
@@ -265,13 +290,33 @@ class LayerSink:
 
 
 def identity(
-    name: bytes, kind: bytes, mode: int, uid: int, gid: int, size: int, link: bytes, xattrs: Mapping[bytes, bytes] | None,
+    name: bytes,
+    kind: bytes,
+    mode: int,
+    uid: int,
+    gid: int,
+    size: int,
+    link: bytes,
+    xattrs: Mapping[bytes, bytes] | None,
 ) -> bytes:
     """What the content digest has of an entry: all but its times; unambiguous when ``size`` bytes of data follow."""
     more = b""
     if xattrs:
-        more = b"".join(b"%d %d %b%b" % (len(key), len(xattrs[key]), key, xattrs[key]) for key in sorted(xattrs))
-    return b"%b\0%b%o %d %d %d %d %d\0%b%b" % (name, kind, mode, uid, gid, size, len(link), len(more), link, more)
+        more = b"".join(
+            b"%d %d %b%b" % (len(key), len(xattrs[key]), key, xattrs[key]) for key in sorted(xattrs)
+        )
+    return b"%b\0%b%o %d %d %d %d %d\0%b%b" % (
+        name,
+        kind,
+        mode,
+        uid,
+        gid,
+        size,
+        len(link),
+        len(more),
+        link,
+        more,
+    )
 
 
 def _ends_at(identity: bytes) -> bool:

@@ -11,7 +11,7 @@ import queue
 import sys
 import threading
 from collections.abc import Iterator, Mapping
-from typing import Final
+from typing import Final, Self
 
 from ..errors import InvalidArgument, TooLarge
 from . import compress
@@ -53,11 +53,13 @@ class LayerSource:
         self._pipe: queue.Queue[bytes | BaseException | None] = queue.Queue(AHEAD)
         self._hashes: queue.Queue[bytes | None] = queue.Queue(AHEAD)
         sys.setswitchinterval(0.0005)
-        self._threads = [threading.Thread(target=target, daemon=True) for target in (self._produce, self._hash)]
+        self._threads = [
+            threading.Thread(target=target, daemon=True) for target in (self._produce, self._hash)
+        ]
         for thread in self._threads:
             thread.start()
 
-    def __enter__(self) -> LayerSource:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -89,11 +91,15 @@ class LayerSource:
         return b"".join(parts)
 
     def views(self, size: int) -> Iterator[memoryview]:
-        """``size`` bytes as pieces of what is in memory already.  Raises InvalidArgument when the archive ends first."""
+        """``size`` bytes as pieces of what is in memory already.
+
+        Raises InvalidArgument when the archive ends first."""
         while size:
             if self._at == len(self._chunk) and not self._next():
-                raise InvalidArgument(f"tar: the archive is cut off: {size} bytes of a file are missing")
-            piece = memoryview(self._chunk)[self._at:self._at + size]
+                raise InvalidArgument(
+                    f"tar: the archive is cut off: {size} bytes of a file are missing"
+                )
+            piece = memoryview(self._chunk)[self._at : self._at + size]
             self._at += len(piece)
             size -= len(piece)
             yield piece

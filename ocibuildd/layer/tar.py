@@ -12,21 +12,28 @@ import re
 import struct
 import zlib
 from collections.abc import Iterator, Mapping
-from typing import Protocol
 
 from ..errors import InvalidArgument, TooLarge
+from . import sparse
+from .fields import BLOCK as BLOCK
+from .fields import Source, decimal, format_time, number, parse_time
 
-BLOCK = 512
 MAX_EXTENSION = 1 << 20
 """Bytes of one pax header or GNU long name."""
 MAX_NAME = 4096
 """Bytes of a name or link target (PATH_MAX)."""
-MAX_SPARSE = 1 << 16
-"""Parts of one sparse file."""
 MAX_HEADERS = 64
 """Extension headers in front of one entry."""
 
-REGULAR, LINK, SYMLINK, CHAR, BLOCK_DEVICE, DIRECTORY, FIFO = b"0", b"1", b"2", b"3", b"4", b"5", b"6"
+REGULAR, LINK, SYMLINK, CHAR, BLOCK_DEVICE, DIRECTORY, FIFO = (
+    b"0",
+    b"1",
+    b"2",
+    b"3",
+    b"4",
+    b"5",
+    b"6",
+)
 END = bytes(2 * BLOCK)
 XATTR = b"SCHILY.xattr."
 
@@ -44,14 +51,37 @@ class Entry:
     ``sparse`` holds [(offset, length), …] of what the data fills, None for a plain file.  ``mode`` has the
     twelve permission bits.  ``xattrs``: names without their prefix."""
 
-    __slots__ = ("dev", "gid", "link", "mode", "mtime_ns", "name", "real", "size", "sparse", "type", "uid", "xattrs")
+    __slots__ = (
+        "dev",
+        "gid",
+        "link",
+        "mode",
+        "mtime_ns",
+        "name",
+        "real",
+        "size",
+        "sparse",
+        "type",
+        "uid",
+        "xattrs",
+    )
 
     def __init__(
-        self, name: bytes, type: bytes = REGULAR, *, mode: int = 0o644, uid: int = 0, gid: int = 0, size: int = 0,  # noqa: A002
-        mtime_ns: int = 0, link: bytes = b"", xattrs: Mapping[bytes, bytes] | None = None, dev: tuple[int, int] = (0, 0),
+        self,
+        name: bytes,
+        kind: bytes = REGULAR,
+        *,
+        mode: int = 0o644,
+        uid: int = 0,
+        gid: int = 0,
+        size: int = 0,
+        mtime_ns: int = 0,
+        link: bytes = b"",
+        xattrs: Mapping[bytes, bytes] | None = None,
+        dev: tuple[int, int] = (0, 0),
     ):
         self.name = name
-        self.type = type
+        self.type = kind
         self.mode = mode
         self.uid = uid
         self.gid = gid
@@ -71,12 +101,25 @@ class Entry:
 
 
 def _ustar(
-    name: bytes, kind: bytes, mode: int, uid: int, gid: int, size: int, seconds: int, link: bytes = b"",
-    tail: bytes = _TAIL, prefix: bytes = _PREFIX,
+    name: bytes,
+    kind: bytes,
+    mode: int,
+    uid: int,
+    gid: int,
+    size: int,
+    seconds: int,
+    link: bytes = b"",
+    tail: bytes = _TAIL,
+    prefix: bytes = _PREFIX,
 ) -> bytes:
     """A 512-byte header of fields that all fit."""
     head = b"%b%07o\0%07o\0%07o\0%011o\0%011o\0" % (
-        name.ljust(100, b"\0"), mode, uid, gid, size, seconds,
+        name.ljust(100, b"\0"),
+        mode,
+        uid,
+        gid,
+        size,
+        seconds,
     )
     rest = b"%b%b%b%b" % (kind, link.ljust(100, b"\0"), tail, prefix)
     if name.isascii() and link.isascii() and prefix.isascii():
@@ -101,7 +144,14 @@ _MTIME_PAD = bytes(BLOCK - 30)
 
 
 def header(
-    name: bytes, kind: bytes, mode: int, uid: int, gid: int, size: int, mtime_ns: int, link: bytes = b"",
+    name: bytes,
+    kind: bytes,
+    mode: int,
+    uid: int,
+    gid: int,
+    size: int,
+    mtime_ns: int,
+    link: bytes = b"",
     xattrs: Mapping[bytes, bytes] | None = None,
 ) -> bytes:
     """The header blocks of one member (a directory's name ends in "/").
@@ -109,19 +159,39 @@ def header(
     The common case (short names, times of this century) is made by hand: about 5 µs."""
     seconds, fraction = divmod(mtime_ns, _GIGA)
     if (
-        len(name) <= 100 and len(link) <= 100 and not xattrs and 0 <= seconds <= _MAX_OCTAL12
-        and size <= _MAX_OCTAL12 and uid <= _MAX_OCTAL8 and gid <= _MAX_OCTAL8
+        len(name) <= 100
+        and len(link) <= 100
+        and not xattrs
+        and 0 <= seconds <= _MAX_OCTAL12
+        and size <= _MAX_OCTAL12
+        and uid <= _MAX_OCTAL8
+        and gid <= _MAX_OCTAL8
     ):
         block = _ustar(name, kind, mode, uid, gid, size, seconds, link)
         if not fraction:
             return block
-        if _GIGA <= seconds < 10 * _GIGA:  # ten digits: the record is 30 bytes long, its header a constant
-            return b"%b30 mtime=%d.%09d\n%b%b" % (_MTIME_HEADER, seconds, fraction, _MTIME_PAD, block)
+        if (
+            _GIGA <= seconds < 10 * _GIGA
+        ):  # ten digits: the record is 30 bytes long, its header a constant
+            return b"%b30 mtime=%d.%09d\n%b%b" % (
+                _MTIME_HEADER,
+                seconds,
+                fraction,
+                _MTIME_PAD,
+                block,
+            )
     return _extended(name, kind, mode, uid, gid, size, mtime_ns, link, xattrs or {})
 
 
 def _extended(
-    name: bytes, kind: bytes, mode: int, uid: int, gid: int, size: int, mtime_ns: int, link: bytes,
+    name: bytes,
+    kind: bytes,
+    mode: int,
+    uid: int,
+    gid: int,
+    size: int,
+    mtime_ns: int,
+    link: bytes,
     xattrs: Mapping[bytes, bytes],
 ) -> bytes:
     """Header blocks with a pax header in front."""
@@ -139,7 +209,7 @@ def _extended(
         records = {b"hdrcharset": b"BINARY", **records}
     seconds, fraction = divmod(mtime_ns, _GIGA)
     if fraction or not 0 <= seconds <= _MAX_OCTAL12:
-        records[b"mtime"] = _decimal(mtime_ns)
+        records[b"mtime"] = format_time(mtime_ns)
         seconds = min(max(seconds, 0), _MAX_OCTAL12)
     if size > _MAX_OCTAL12:
         records[b"size"], size = b"%d" % size, 0
@@ -153,7 +223,12 @@ def _extended(
     if not records:
         return block
     data = b"".join(_pax_record(key, value) for key, value in records.items())
-    return b"%b%b%b%b" % (_ustar(b"PaxHeaders.0", b"x", 0o644, 0, 0, len(data), 0), data, bytes(-len(data) % BLOCK), block)
+    return b"%b%b%b%b" % (
+        _ustar(b"PaxHeaders.0", b"x", 0o644, 0, 0, len(data), 0),
+        data,
+        bytes(-len(data) % BLOCK),
+        block,
+    )
 
 
 def _split(name: bytes) -> tuple[bytes, bytes] | None:
@@ -161,7 +236,7 @@ def _split(name: bytes) -> tuple[bytes, bytes] | None:
     if len(name) > 256:
         return None
     at = name.find(b"/", len(name) - 101, len(name) - 1)
-    return (name[:at], name[at + 1:]) if 0 < at <= 155 else None
+    return (name[:at], name[at + 1 :]) if 0 < at <= 155 else None
 
 
 def _utf8(*values: bytes) -> bool:
@@ -173,27 +248,12 @@ def _utf8(*values: bytes) -> bool:
     return True
 
 
-def _decimal(mtime_ns: int) -> bytes:
-    """Nanoseconds as the decimal seconds of a pax time record."""
-    seconds, fraction = divmod(abs(mtime_ns), _GIGA)
-    sign = b"-" if mtime_ns < 0 else b""
-    return b"%b%d.%09d" % (sign, seconds, fraction) if fraction else b"%b%d" % (sign, seconds)
-
-
 def padding(size: int) -> bytes:
     """What fills up the last block of ``size`` bytes of data."""
     return bytes(-size % BLOCK)
 
 
 # --- reading -----------------------------------------------------------------------------------------
-
-
-class Source(Protocol):
-    """Where archive bytes come from."""
-
-    def read(self, size: int) -> bytes:
-        """Exactly ``size`` bytes, or fewer at the end."""
-        ...
 
 
 def entries(source: Source, *, max_entries: int = 0, max_name: int = MAX_NAME) -> Iterator[Entry]:
@@ -222,7 +282,9 @@ def _next(source: Source, max_name: int) -> Entry | None:
             _check_end(source, block, bool(pax or long_name or long_link))
             return None
         if len(block) != BLOCK:
-            raise InvalidArgument(f"tar: {len(block)} bytes where a header of {BLOCK} was expected: the archive is cut off")
+            raise InvalidArgument(
+                f"tar: {len(block)} bytes where a header of {BLOCK} was expected: the archive is cut off"
+            )
         kind = block[156:157]
         if kind in b"xXgLKV" and kind != b"":
             data = _extension(source, block)
@@ -248,9 +310,11 @@ def _check_end(source: Source, block: bytes, pending: bool) -> None:
 
 def _extension(source: Source, block: bytes) -> bytes:
     _checksum(block)
-    size = _number(block[124:136])
+    size = number(block[124:136])
     if not 0 <= size <= MAX_EXTENSION:
-        raise TooLarge(f"tar: an extension header of {size} bytes, at most {MAX_EXTENSION} are taken")
+        raise TooLarge(
+            f"tar: an extension header of {size} bytes, at most {MAX_EXTENSION} are taken"
+        )
     data = source.read(size + -size % BLOCK)
     if len(data) < size:
         raise InvalidArgument("tar: an extension header is cut off")
@@ -269,47 +333,22 @@ def _pax(data: bytes, records: dict[bytes, bytes], parts: list[tuple[int, int]])
                 return
             raise InvalidArgument("tar: a pax record without a length")
         end = at + int(digits)
-        key, equals, value = data[space + 1:end - 1].partition(b"=")
-        if end > len(data) or data[end - 1:end] != b"\n" or not equals or not key:
+        key, equals, value = data[space + 1 : end - 1].partition(b"=")
+        if end > len(data) or data[end - 1 : end] != b"\n" or not equals or not key:
             raise InvalidArgument("tar: a malformed pax record")
         at = end
         if key == b"GNU.sparse.offset":
-            offset = _decimal_int(value)
+            offset = decimal(value)
         elif key == b"GNU.sparse.numbytes":
-            parts.append((offset, _decimal_int(value)))
-            if len(parts) > MAX_SPARSE:
-                raise TooLarge(f"tar: a sparse file of more than {MAX_SPARSE} parts")
+            parts.append((offset, decimal(value)))
+            if len(parts) > sparse.MAX_SPARSE:
+                raise TooLarge(f"tar: a sparse file of more than {sparse.MAX_SPARSE} parts")
         else:
             records[key] = value
 
 
-def _decimal_int(value: bytes) -> int:
-    if not value.isdigit() or len(value) > 19:
-        raise InvalidArgument(f"tar: {value[:32]!r} where a number was expected")
-    return int(value)
-
-
-def _number(field: bytes) -> int:
-    """Octal text, or GNU base-256 (the first bit set; two's complement)."""
-    if field[0] & 0x80:
-        value = int.from_bytes(field, "big") & ((1 << (8 * len(field) - 1)) - 1)
-        if field[0] & 0x40:
-            value -= 1 << (8 * len(field) - 1)
-        return value
-    text = field.strip(b" \0")
-    text = text.partition(b"\0")[0]
-    if not text:
-        return 0
-    try:
-        if text.isdigit():
-            return int(text, 8)
-    except ValueError:
-        pass
-    raise InvalidArgument(f"tar: {field!r} where an octal number was expected")
-
-
 def _checksum(block: bytes) -> None:
-    wanted = _number(block[148:156])
+    wanted = number(block[148:156])
     # Adler-32's lower half is one plus the sum of the bytes, modulo 65,521: ten times as fast as sum().
     unsigned = wanted + sum(block[148:156]) - 256
     if (zlib.adler32(block) - unsigned - 1) & 0xFFFF and sum(block) != unsigned:
@@ -325,33 +364,61 @@ _STRICT = re.compile(rb"(?:[0-7]{7}\0){3}(?:[0-7]{11}\0){2}")
 
 
 def _entry(
-    source: Source, block: bytes, pax: dict[bytes, bytes], parts: list[tuple[int, int]],
-    long_name: bytes, long_link: bytes, max_name: int,
+    source: Source,
+    block: bytes,
+    pax: dict[bytes, bytes],
+    parts: list[tuple[int, int]],
+    long_name: bytes,
+    long_link: bytes,
+    max_name: int,
 ) -> Entry:
     _checksum(block)
     (
-        name, mode, uid, gid, size, seconds, _, kind, link, magic, _, major, minor, prefix,
+        name,
+        mode,
+        uid,
+        gid,
+        size,
+        seconds,
+        _,
+        kind,
+        link,
+        magic,
+        _,
+        major,
+        minor,
+        prefix,
     ) = _FIELDS.unpack(block)
     name = name.rstrip(b"\0") if name[99] else name.partition(b"\0")[0]
     if prefix[0] and magic == b"ustar\0":
         name = prefix.partition(b"\0")[0] + b"/" + name
     link = long_link or link.partition(b"\0")[0] if link[0] or long_link else b""
-    number = _octal if _STRICT.match(block, 100) else _number
+    octal = _octal if _STRICT.match(block, 100) else number
     entry = Entry(
-        long_name or name, kind, mode=number(mode) & 0o7777, uid=number(uid), gid=number(gid),
-        size=number(size), mtime_ns=number(seconds) * _GIGA, link=link,
+        long_name or name,
+        kind,
+        mode=octal(mode) & 0o7777,
+        uid=octal(uid),
+        gid=octal(gid),
+        size=octal(size),
+        mtime_ns=octal(seconds) * _GIGA,
+        link=link,
     )
     if kind in (b"\0", b"7"):
         entry.type = kind = REGULAR
     elif kind in b"34":
-        entry.dev = (_number(major), _number(minor))
+        entry.dev = (number(major), number(minor))
     if pax:
         _override(entry, pax)
     if kind[0] in _NO_DATA:
         entry.size = 0
     entry.real = entry.size
-    if kind == b"S" or parts or (pax and (b"GNU.sparse.map" in pax or b"GNU.sparse.major" in pax)):
-        _sparse(source, entry, block, pax, parts)
+    if sparse.is_sparse(block, pax, parts):
+        entry.type = REGULAR
+        entry.name = pax.get(b"GNU.sparse.name", entry.name)
+        entry.sparse, entry.real, entry.size = sparse.read_map(
+            source, entry.name, block, pax, parts, entry.size
+        )
     _sane(entry, max_name)
     if entry.type == REGULAR and entry.name.endswith(b"/"):
         entry.type = DIRECTORY  # v7 wrote directories so
@@ -369,106 +436,27 @@ def _override(entry: Entry, pax: dict[bytes, bytes]) -> None:
         if key == b"mtime":
             entry.mtime_ns = parse_time(value)
         elif key == b"size":
-            entry.size = _decimal_int(value)
+            entry.size = decimal(value)
         elif key == b"uid":
-            entry.uid = _decimal_int(value)
+            entry.uid = decimal(value)
         elif key == b"gid":
-            entry.gid = _decimal_int(value)
+            entry.gid = decimal(value)
         elif key == b"path":
             entry.name = value
         elif key == b"linkpath":
             entry.link = value
         elif key.startswith(XATTR):
-            xattrs[key[len(XATTR):]] = value
+            xattrs[key[len(XATTR) :]] = value
     entry.xattrs = xattrs
-
-
-def parse_time(value: bytes) -> int:
-    """A pax time ("1700000000.123456789", perhaps negative) as whole nanoseconds, exactly."""
-    whole, _, fraction = value.partition(b".")
-    digits = whole.removeprefix(b"-")
-    if not digits.isdigit() or len(digits) > 15 or (fraction and not fraction.isdigit()):
-        raise InvalidArgument(f"tar: {value[:64]!r} where a time was expected")
-    nanoseconds = int(digits) * _GIGA + int(fraction[:9].ljust(9, b"0"))
-    return -nanoseconds if whole.startswith(b"-") else nanoseconds
-
-
-def _sparse(source: Source, entry: Entry, block: bytes, pax: dict[bytes, bytes], parts: list[tuple[int, int]]) -> None:
-    """Fill ``entry.sparse`` and ``entry.real`` (GNU tar manual, "Storing Sparse Files")."""
-    if block[156:157] == b"S":
-        entry.type = REGULAR
-        entry.real = _number(block[483:495])
-        parts = _old_map(source, block)
-    elif pax.get(b"GNU.sparse.major") == b"1":
-        entry.real = _decimal_int(pax.get(b"GNU.sparse.realsize", b"0"))
-        parts = _map_in_data(source, entry)
-    else:
-        entry.real = _decimal_int(pax.get(b"GNU.sparse.size", pax.get(b"GNU.sparse.realsize", b"0")))
-        text = pax.get(b"GNU.sparse.map")
-        if text is not None:
-            if text.count(b",") > 2 * MAX_SPARSE:
-                raise TooLarge(f"tar: a sparse file of more than {MAX_SPARSE} parts")
-            numbers = [_decimal_int(number) for number in text.split(b",")] if text else []
-            parts = list(zip(numbers[::2], numbers[1::2], strict=len(numbers) % 2 == 0))
-    entry.name = pax.get(b"GNU.sparse.name", entry.name)
-    end = stored = 0
-    for offset, length in parts:
-        if offset < end or length < 0:
-            raise InvalidArgument(f"tar: {entry.name!r}: its sparse parts overlap or go backwards")
-        end = offset + length
-        stored += length
-    if end > entry.real or stored != entry.size:
-        raise InvalidArgument(f"tar: {entry.name!r}: its sparse parts don't fit its size")
-    entry.sparse = [part for part in parts if part[1]]
-
-
-def _old_map(source: Source, block: bytes) -> list[tuple[int, int]]:
-    parts: list[tuple[int, int]] = []
-    at, count, more = 386, 4, block[482]
-    while True:
-        for index in range(count):
-            field = block[at + 24 * index:at + 24 * index + 24]
-            if not field[0]:
-                break
-            parts.append((_number(field[:12]), _number(field[12:])))
-        if not more:
-            return parts
-        if len(parts) > MAX_SPARSE:
-            raise TooLarge(f"tar: a sparse file of more than {MAX_SPARSE} parts")
-        block = source.read(BLOCK)
-        if len(block) != BLOCK:
-            raise InvalidArgument("tar: a sparse map is cut off")
-        at, count, more = 0, 21, block[504]
-
-
-def _map_in_data(source: Source, entry: Entry) -> list[tuple[int, int]]:
-    """Sparse format 1.0: decimal lines in front of the data, padded to a block."""
-    numbers: list[int] = []
-    wanted = 1
-    rest = b""
-    while len(numbers) < wanted:
-        block = source.read(BLOCK)
-        if len(block) != BLOCK or entry.size < BLOCK:
-            raise InvalidArgument("tar: a sparse map is cut off")
-        entry.size -= BLOCK
-        *lines, rest = (rest + block).split(b"\n")
-        if len(rest) > BLOCK:
-            raise InvalidArgument("tar: a malformed sparse map")
-        for line in lines:
-            if len(numbers) < wanted:
-                numbers.append(_decimal_int(line))
-                if len(numbers) == 1:
-                    wanted += 2 * numbers[0]
-                    if numbers[0] > MAX_SPARSE:
-                        raise TooLarge(f"tar: a sparse file of more than {MAX_SPARSE} parts")
-    return list(zip(numbers[1::2], numbers[2::2], strict=True))
 
 
 def _sane(entry: Entry, max_name: int) -> None:
     if entry.size < 0 or entry.real < 0 or entry.uid < 0 or entry.gid < 0:
         raise InvalidArgument(f"tar: {entry.name[:100]!r}: a negative size or id")
     if len(entry.name) > max_name or len(entry.link) > max_name:
-        raise TooLarge(f"tar: {entry.name[:100]!r}…: a name of {max(len(entry.name), len(entry.link))} bytes, at most {max_name}")
+        raise TooLarge(
+            f"tar: {entry.name[:100]!r}…: a name of {max(len(entry.name), len(entry.link))} bytes, at most {max_name}"
+        )
     if b"\0" in entry.name or b"\0" in entry.link:
         raise InvalidArgument(f"tar: {entry.name[:100]!r}: a NUL in a name")
     if entry.type[0] not in b"0123456":

@@ -63,7 +63,9 @@ class Tree:
         if real is not None:
             return self.directory(real)
         if path.count(b"/") >= MAX_DEPTH:
-            raise InvalidArgument(f"{os.fsdecode(path[:100])}…: more than {MAX_DEPTH} directories deep")
+            raise InvalidArgument(
+                f"{os.fsdecode(path[:100])}…: more than {MAX_DEPTH} directories deep"
+            )
         parent, name = paths.split(path)
         parent_fd = self.directory(parent)
         try:
@@ -109,7 +111,9 @@ class Tree:
             if real != path:
                 self._real[path] = real
                 return self.directory(real)
-        raise InvalidArgument(f"{os.fsdecode(path)}: not a directory, and the archive has files below it")
+        raise InvalidArgument(
+            f"{os.fsdecode(path)}: not a directory, and the archive has files below it"
+        )
 
     def readlink(self, path: bytes) -> bytes | None:
         """The target of a symlink in the tree, or in what lies below it; parents of ``path`` hold no symlink."""
@@ -154,7 +158,14 @@ class Tree:
         return os.open(name, _CREATE, mode & 0o777, dir_fd=fd)
 
     def finish_file(
-        self, fd: int, path: bytes, mode: int, uid: int, gid: int, mtime_ns: int, xattrs: Mapping[bytes, bytes],
+        self,
+        fd: int,
+        path: bytes,
+        mode: int,
+        uid: int,
+        gid: int,
+        mtime_ns: int,
+        xattrs: Mapping[bytes, bytes],
     ) -> None:
         """Owner, mode, xattrs and time of a file from ``create``; the caller closes it."""
         if self.owners is not None:
@@ -177,7 +188,13 @@ class Tree:
             try:
                 os.setxattr(fd, name, value)
             except OSError as error:
-                if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSPC, errno.E2BIG):
+                if error.errno not in (
+                    errno.EPERM,
+                    errno.EOPNOTSUPP,
+                    errno.EINVAL,
+                    errno.ENOSPC,
+                    errno.E2BIG,
+                ):
                     raise
 
     def symlink(self, path: bytes, target: bytes, uid: int, gid: int, mtime_ns: int) -> None:
@@ -193,7 +210,9 @@ class Tree:
     def fifo(self, path: bytes, mode: int, uid: int, gid: int, mtime_ns: int) -> None:
         parent, name = paths.split(path)
         fd = self.directory(parent)
-        self._make(path, fd, name, lambda: os.mkfifo(name, mode & 0o777, dir_fd=fd), directory=False)
+        self._make(
+            path, fd, name, lambda: os.mkfifo(name, mode & 0o777, dir_fd=fd), directory=False
+        )
         if self.owners is not None:
             self.owners.chown_at(name, fd, uid, gid)
         os.utime(name, ns=(mtime_ns, mtime_ns), dir_fd=fd, follow_symlinks=False)
@@ -206,7 +225,9 @@ class Tree:
         target_parent, target_name = paths.split(target)
         source = self.open_directory(target_parent)
         if stat.S_ISDIR(os.stat(target_name, dir_fd=source, follow_symlinks=False).st_mode):
-            raise InvalidArgument(f"{os.fsdecode(path)}: a hard link to a directory, {os.fsdecode(target)}")
+            raise InvalidArgument(
+                f"{os.fsdecode(path)}: a hard link to a directory, {os.fsdecode(target)}"
+            )
         parent, name = paths.split(path)
         fd = self.directory(parent)
         source = self.open_directory(target_parent)  # ``directory`` may have closed it
@@ -225,12 +246,20 @@ class Tree:
         return self.directory(real)
 
     def _make(
-        self, path: bytes, parent_fd: int, name: bytes, make: Callable[[], None], *, directory: bool = True,
+        self,
+        path: bytes,
+        parent_fd: int,
+        name: bytes,
+        make: Callable[[], None],
+        *,
+        directory: bool = True,
     ) -> None:
         try:
             make()
         except FileExistsError:
-            if directory and stat.S_ISDIR(os.stat(name, dir_fd=parent_fd, follow_symlinks=False).st_mode):
+            if directory and stat.S_ISDIR(
+                os.stat(name, dir_fd=parent_fd, follow_symlinks=False).st_mode
+            ):
                 return
             self.remove(path, parent_fd, name)
             make()
@@ -284,7 +313,12 @@ def remove_below(parent_fd: int, name: bytes) -> tuple[int, int]:
             child = todo[-1].pop()
             if len(stack) >= MAX_LEVELS:
                 moved += 1
-                os.rename(child, b".deep-%d-%d" % (os.getpid(), moved), src_dir_fd=fd, dst_dir_fd=stack[0][0])
+                os.rename(
+                    child,
+                    b".deep-%d-%d" % (os.getpid(), moved),
+                    src_dir_fd=fd,
+                    dst_dir_fd=stack[0][0],
+                )
                 todo[0].append(b".deep-%d-%d" % (os.getpid(), moved))
             else:
                 stack.append((_enter(fd, child), child))

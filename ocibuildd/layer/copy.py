@@ -1,0 +1,291 @@
+"""COPY, ADD and WORKDIR as layers: from the source straight into the tar, without a file system in between."""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+from collections.abc import Sequence
+from typing import Final
+
+from ..errors import InvalidArgument
+from ..ports import CopySpec, Output, Packed
+from . import tar
+from .addtar import ArchiveAdder, is_archive
+from .emit import Emitter
+from .modes import parse_mode, parse_owner
+from .owners import Owners, read_xattrs
+from .paths import Root, clean, split
+from .plan import Node, Plan
+from .select import Found, Match, Selector, Source, not_found
+from .sink import LayerSink, Reuse
+
+MAX_OPEN: Final = 16
+"""Directories of sources that are kept open."""
+_GIGA = 1_000_000_000
+
+
+def pack(
+    sources: Sequence[Source],
+    spec: CopySpec,
+    root: int | None,
+    output_fd: int,
+    output: Output,
+    *,
+    shift: int = 0,
+    squash: bool = False,
+    reuse: Reuse | None = None,
+) -> Packed:
+    """Write the layer that a COPY, ADD or WORKDIR makes over ``root`` (None: scratch).
+
+    With ``spec["link"]`` only names of users are looked up in ``root``.  Entries are sorted, parents come first, the
+    result depends on nothing but the inputs (and the clock where ``spec`` has no epoch, for directories that it makes).
+    Raises NotFound (a literal source that isn't there), InvalidArgument, TooLarge, OSError."""
+    owners = Owners(shift, squash)
+    copier = _Copier(spec, Root(root), owners)
+    if spec.get("mkdir"):
+        copier.mkdir()
+    for source in sources:
+        copier.add(source)
+    sink = LayerSink(output_fd, output, reuse=reuse)
+    try:
+        _write(copier, Emitter(sink, owners, output))
+        return sink.close()
+    except BaseException:
+        sink.abort()
+        raise
+
+
+class _Copier:
+    """Turns matches into a plan."""
+
+    def __init__(self, spec: CopySpec, root: Root, owners: Owners):
+        self.spec = spec
+        self.owners = owners
+        self.dest = os.fsencode(spec["dest"])
+        self.chmod = parse_mode(spec["chmod"])
+        self.chown = parse_owner(spec["chown"] or spec.get("user", ""), root)
+        epoch = spec.get("epoch")
+        # Whole seconds: a fraction would say nothing and cost a pax header.
+        now_ns = (int(time.time()) if epoch is None else epoch) * _GIGA
+        self.plan = Plan(Root(None) if spec["link"] else root, owners, self.chown or (0, 0), now_ns)
+        self.archives: list[ArchiveAdder] = []
+        self._group = 0
+
+    def mkdir(self) -> None:
+        self.plan.make(self.plan.resolve(self.dest))
+
+    def add(self, source: Source) -> None:
+        for name, data, mode in source.inline:
+            base = split(clean(os.fsencode(name), clamp=True))[1]
+            target = self._target(base)
+            mode = self.chmod(mode, False) if self.chmod else mode
+            uid, gid = self.chown or (0, 0)
+            self.plan.put_file(
+                target, Node(tar.REGULAR, mode, uid, gid, self.plan.now_ns, data=data)
+            )
+        selector = Selector(source, self.spec)
+        for match in selector.run():
+            self._group += 1
+            if self.spec["parents"]:
+                self._with_parents(selector, match)
+            elif stat.S_ISDIR(match.status.st_mode):
+                self._contents(selector, match)
+            elif not self._unpack(selector, match):
+                self._put(self._target(match.base), selector, match.files[0])
+            if selector.missing:
+                break
+        if selector.missing:
+            missing = selector.missing[0]
+            raise not_found(missing, selector.ignored, selector.near(missing))
+
+    def _target(self, base: bytes) -> bytes:
+        """Where one file goes."""
+        plan = self.plan
+        dest = plan.resolve(self.dest)
+        if self.dest.endswith(b"/"):
+            plan.make(dest)
+        if plan.is_directory(dest):
+            plan.make(dest)
+            return dest + b"/" + base if dest else base
+        plan.make(split(dest)[0])
+        return dest
+
+    def _contents(self, selector: Selector, match: Match) -> None:
+        """A directory's contents into the destination, which takes its time."""
+        plan = self.plan
+        dest = plan.resolve(self.dest)
+        top = plan.make(dest)
+        if match.files:
+            top.mtime_ns = match.status.st_mtime_ns
+        prefix = dest + b"/" if dest else b""
+        for found in match.files:
+            if found.rel:
+                self._put(prefix + found.rel, selector, found)
+
+    def _with_parents(self, selector: Selector, match: Match) -> None:
+        plan = self.plan
+        dest = plan.resolve(self.dest)
+        plan.make(dest)
+        prefix = dest + b"/" if dest else b""
+        for found in match.lead:
+            plan.put_directory(prefix + found.rel, self._node(selector, found), overwrite=False)
+        if match.lead:
+            prefix += match.lead[-1].rel + b"/"
+        for found in match.files:
+            name = (
+                match.base + b"/" + found.rel
+                if match.base and found.rel
+                else match.base or found.rel
+            )
+            if name:
+                self._put(prefix + name, selector, found)
+
+    def _put(self, path: bytes, selector: Selector, found: Found) -> None:
+        kind = found.status.st_mode
+        if stat.S_ISDIR(kind):
+            self.plan.put_directory(path, self._node(selector, found), overwrite=True)
+        elif stat.S_ISREG(kind) or stat.S_ISLNK(kind) or stat.S_ISFIFO(kind):
+            self.plan.put_file(path, self._node(selector, found))
+
+    def _node(self, selector: Selector, found: Found) -> Node:
+        status = found.status
+        mode = status.st_mode & 0o7777
+        if self.chown is not None:
+            uid, gid = self.chown
+        elif selector.source.owned:
+            uid, gid = self.owners.of(status)
+        else:
+            uid = gid = 0
+        kind = status.st_mode
+        if stat.S_ISLNK(kind):
+            return Node(
+                tar.SYMLINK,
+                0o777,
+                uid,
+                gid,
+                status.st_mtime_ns,
+                selector=selector,
+                found=found,
+                group=self._group,
+            )
+        if self.chmod is not None:
+            mode = self.chmod(mode, stat.S_ISDIR(kind))
+        word = (
+            tar.DIRECTORY if stat.S_ISDIR(kind) else tar.REGULAR if stat.S_ISREG(kind) else tar.FIFO
+        )
+        return Node(
+            word,
+            mode,
+            uid,
+            gid,
+            status.st_mtime_ns,
+            selector=selector,
+            found=found,
+            group=self._group,
+        )
+
+    def _unpack(self, selector: Selector, match: Match) -> bool:
+        """ADD's archives: a local file that is a tar (compressed or not) is unpacked, unless told otherwise."""
+        wanted = self.spec["unpack"]
+        if (
+            not self.spec["is_add"]
+            or wanted is False
+            or (wanted is None and selector.source.remote)
+        ):
+            return False
+        if not stat.S_ISREG(match.status.st_mode):
+            return False
+        found = match.files[0]
+        fd = selector.root.open(
+            found.place + b"/" + found.name if found.place else found.name,
+            os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK,
+        )
+        if not is_archive(fd):
+            os.close(fd)
+            return False
+        dest = self.plan.resolve(self.dest)
+        self.plan.make(dest)
+        self.archives.append(ArchiveAdder(fd, dest, self.chown))
+        return True
+
+
+class _Places:
+    """Directories of the sources, the last few of them open."""
+
+    def __init__(self) -> None:
+        self._open: dict[tuple[Selector, bytes], int] = {}
+
+    def get(self, selector: Selector, place: bytes) -> int:
+        fd = self._open.get((selector, place))
+        if fd is None:
+            if len(self._open) >= MAX_OPEN:
+                os.close(self._open.pop(next(iter(self._open))))
+            try:
+                fd = selector.root.open(place, os.O_RDONLY | os.O_DIRECTORY)
+            except OSError as error:
+                raise InvalidArgument(
+                    f"{os.fsdecode(place)}: changed while it was being read"
+                ) from error
+            self._open[selector, place] = fd
+        return fd
+
+    def close(self) -> None:
+        for fd in self._open.values():
+            os.close(fd)
+        self._open = {}
+
+
+def _write(copier: _Copier, emitter: Emitter) -> None:
+    places = _Places()
+    entries = copier.plan.entries()
+    try:
+        for path, node in entries:
+            _node(emitter, places, path, node, copier)
+        known = {path for path, node in entries if node.kind == tar.DIRECTORY}
+        for archive in copier.archives:
+            archive.write(emitter, copier.plan, known)
+    except FileNotFoundError as error:
+        raise InvalidArgument(
+            f"{os.fsdecode(error.filename or b'?')}: vanished while it was being read"
+        ) from error
+    finally:
+        places.close()
+        for archive in copier.archives:
+            archive.close()
+
+
+def _node(emitter: Emitter, places: _Places, path: bytes, node: Node, copier: _Copier) -> None:
+    found, selector = node.found, node.selector
+    if node.kind == tar.DIRECTORY:
+        xattrs = None
+        if found is not None and selector is not None and selector.root.fd is not None:
+            source = found.place + b"/" + found.name if found.name else b"."
+            xattrs = read_xattrs(
+                b"/proc/self/fd/%d/%b" % (selector.root.fd, source),
+                emitter.owners,
+                tree=selector.source.owned,
+            )
+        elif node.base and copier.plan.base.fd is not None:
+            xattrs = read_xattrs(
+                b"/proc/self/fd/%d/%b" % (copier.plan.base.fd, path), emitter.owners, tree=True
+            )
+        emitter.entry(path, node.kind, node.mode, node.uid, node.gid, node.mtime_ns, xattrs=xattrs)
+    elif found is None or selector is None:
+        emitter.entry(path, node.kind, node.mode, node.uid, node.gid, node.mtime_ns, data=node.data)
+    elif node.kind == tar.SYMLINK:
+        target = os.readlink(found.name, dir_fd=places.get(selector, found.place))
+        emitter.symlink(path, target, node.uid, node.gid, node.mtime_ns)
+    elif node.kind == tar.FIFO:
+        emitter.entry(path, node.kind, node.mode, node.uid, node.gid, node.mtime_ns)
+    elif not emitter.hard_link(path, found.status, node.uid, node.gid, node.mode, node.group):
+        emitter.file(
+            path,
+            places.get(selector, found.place),
+            found.name,
+            node.mode,
+            node.uid,
+            node.gid,
+            node.mtime_ns,
+            tree=selector.source.owned,
+        )
