@@ -10,6 +10,7 @@ the site, its arguments and its descriptors, in a child of its own, and returns 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import gc
 import json
@@ -17,13 +18,16 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 from . import errors, syscalls
 from .sandbox import userns, wire
 from .sandbox.site import Site
 from .sandbox.zygote import Job, Zygote
+
+if TYPE_CHECKING:
+    from .layer.select import Source
 
 Arguments = dict[str, Any]
 
@@ -56,47 +60,44 @@ def diff(site: Site, args: Arguments, fds: list[int]) -> dict[str, Any]:
         return dict(diff_tree(tree, root, fds[0], args["output"], **_options(site)))
 
 
-def _sources(site: Site, sources: list[Any], fds: list[int], stack: Any) -> list[Any]:
+@contextlib.contextmanager
+def _sources(site: Site, sources: list[Any], fds: list[int]) -> Iterator[list[Source]]:
+    """``SourceDir`` values as the layer package has them, chains mounted."""
+    import base64
+
     from .layer.select import Source
 
-    return [
-        Source(
-            fd=_source_fd(site, source, fds, stack), inline=source.get("inline", ()),
-            paths=source["paths"], ignore=source.get("ignore", ()),
-            remote=source.get("remote", False), owned="lowers" in source,
-        )
-        for source in sources
-    ]
-
-
-def _source_fd(site: Site, source: Any, fds: list[int], stack: Any) -> int | None:
-    if "lowers" in source:
-        found = stack.enter_context(site.mounted(source["lowers"] or [""]))
-        return int(found)
-    return fds[source["fd"]] if "fd" in source else None
+    with contextlib.ExitStack() as stack:
+        found = []
+        for source in sources:
+            fd = fds[source["fd"]] if "fd" in source else None
+            if "lowers" in source:
+                fd = stack.enter_context(site.rooted(source["lowers"]))
+            inline = tuple(
+                (name, base64.b64decode(data), mode) for name, data, mode in source.get("inline", ())
+            )
+            found.append(Source(
+                fd=fd, inline=inline, paths=tuple(source["paths"]),
+                ignore=tuple(source.get("ignore", ())), remote=source.get("remote", False),
+                owned="lowers" in source,
+            ))
+        yield found
 
 
 def pack(site: Site, args: Arguments, fds: list[int]) -> dict[str, Any]:
     """A COPY, ADD or WORKDIR straight into a layer, to fds[0]."""
-    import contextlib
-
     from .layer import copy
 
-    with contextlib.ExitStack() as stack:
-        sources = _sources(site, args["sources"], fds, stack)
-        root = stack.enter_context(site.mounted(args["lowers"]))
+    with _sources(site, args["sources"], fds) as sources, site.mounted(args["lowers"]) as root:
         return dict(copy.pack(sources, args["copy"], root, fds[0], args["output"], **_options(site)))
 
 
 def checksum(site: Site, args: Arguments, fds: list[int]) -> dict[str, Any]:
     """The content of a selection of files."""
-    import contextlib
-
     from .layer import checksum as layer
 
-    with contextlib.ExitStack() as stack:
-        source = _sources(site, [args["source"]], fds, stack)[0]
-        return dict(layer.checksum(source, args["copy"], **_options(site)))
+    with _sources(site, [args["source"]], fds) as sources:
+        return dict(layer.checksum(sources[0], args["copy"], **_options(site)))
 
 
 def lookup(site: Site, args: Arguments, _fds: list[int]) -> dict[str, Any]:
@@ -104,14 +105,14 @@ def lookup(site: Site, args: Arguments, _fds: list[int]) -> dict[str, Any]:
     from .layer import lookup as layer
 
     with site.mounted(args["lowers"]) as root:
-        return dict(layer.lookup(root, args.get("stat", []), args.get("read", []), shift=site.shift))
+        return dict(layer.lookup(root, args.get("stat", []), args.get("read", []), **_options(site)))
 
 
 def archive(site: Site, args: Arguments, fds: list[int]) -> dict[str, Any]:
-    """A chain's whole file system as a tar, to fds[0]; or as files, into the directory fds[0]."""
+    """A chain's whole file system as a tar, to fds[0]; with ``files`` as files, into the directory fds[0]."""
     from .layer import archive as layer
 
-    with site.mounted(args["lowers"] or [""]) as root:
+    with site.rooted(args["lowers"]) as root:
         if args.get("files"):
             return dict(layer.export(root, fds[0]))
         return dict(layer.archive(root, fds[0], clamp=args.get("clamp"), **_options(site)))
@@ -121,7 +122,7 @@ def compare(site: Site, args: Arguments, _fds: list[int]) -> dict[str, Any]:
     """How two chains differ."""
     from .layer import compare as layer
 
-    with site.mounted(args["lowers_a"]) as a, site.mounted(args["lowers_b"]) as b:
+    with site.mounted(args["lowers_a"]) as a, site.rooted(args["lowers_b"]) as b:
         return dict(layer.compare(a, b))
 
 

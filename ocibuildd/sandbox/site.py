@@ -24,13 +24,14 @@ SIOCSIFFLAGS, SIOCGIFFLAGS, IFF_UP = 0x8914, 0x8913, 1
 
 @dataclass(slots=True)
 class Site:
-    """state: the daemon's directory.  devices: path descriptors of host nodes, by name.
+    """state: the daemon's directory.  devices: path descriptors of host nodes, by name; null: one of /dev/null.
 
     proc: how a sandbox gets /proc.  network: None = only "none" and "host"."""
 
     state: bytes
     ids: userns.IdPlan
     devices: dict[str, int]
+    null: int = -1
     proc: Literal["new", "bind", "none"] = "new"
     network: Network | None = None
     filters: dict[bool, bytes] = field(default_factory=dict)
@@ -39,6 +40,7 @@ class Site:
     def open(cls, state: str, ids: userns.IdPlan) -> Site:
         """Make the state's directories and pin the host's device nodes.  Raises Unsupported, OSError."""
         site = cls(os.fsencode(state), ids, {})
+        site.null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
         for part in (b"trees", b"tmp"):
             os.makedirs(os.path.join(site.state, part), 0o700, exist_ok=True)
         os.makedirs(site.empty, 0o755, exist_ok=True)
@@ -85,26 +87,31 @@ class Site:
         return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
 
     @contextlib.contextmanager
-    def mounted(self, lowers: Sequence[str]) -> Iterator[int | None]:
-        """A chain's root file system, read-only, as a descriptor; None for an empty chain.
+    def rooted(self, lowers: Sequence[str]) -> Iterator[int]:
+        """A chain's root file system, read-only, as a descriptor; an empty directory for an empty chain.
 
-        One tree is itself.  [""] is an empty directory.  The mount is attached nowhere: it goes with its descriptors.
-        """
-        if not lowers:
-            yield None
-            return
+        One tree is itself.  The mount is attached nowhere: it goes with its descriptors."""
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-        if len(lowers) == 1:
-            path = self.tree(spec.trees(lowers)[0]) if lowers[0] else self.empty
-            root = os.open(path, flags)
+        stack = [self.tree(name) for name in spec.trees(lowers)] or [self.empty]
+        if len(stack) == 1:
+            root = os.open(stack[0], flags)
         else:
-            mount = mounts.overlay([self.tree(name) for name in spec.trees(lowers)])
+            mount = mounts.overlay(stack)
             root = os.open(".", flags, dir_fd=mount)
             os.close(mount)
         try:
             yield root
         finally:
             os.close(root)
+
+    @contextlib.contextmanager
+    def mounted(self, lowers: Sequence[str]) -> Iterator[int | None]:
+        """:meth:`rooted`, but None for an empty chain."""
+        if not lowers:
+            yield None
+            return
+        with self.rooted(lowers) as root:
+            yield root
 
     def start_network(self, *, wanted: bool) -> None:
         """Bring the build network up; why it isn't there is told with "default" leases."""
@@ -140,10 +147,10 @@ class Site:
 
     def lease(self, kind: Kind) -> NetnsLease:
         """A user namespace (and, but for "host", a network namespace) for one sandbox."""
-        if kind == "default":
-            if self.network is None:
-                raise Unsupported("network: not started", hint="--network=none works")
+        if self.network is not None:
             return self.network.lease(kind)
+        if kind == "default":
+            raise Unsupported("network: not started", hint="--network=none works")
         return make_pair(self.ids, kind)
 
 

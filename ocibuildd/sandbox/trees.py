@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import stat
+from collections.abc import Sequence
 
 
 def discard(path: bytes) -> None:
@@ -23,6 +24,27 @@ def discard(path: bytes) -> None:
     except OSError:
         pass
     shutil.rmtree(path, ignore_errors=True)
+
+
+def discard_all(paths: Sequence[bytes]) -> None:
+    """:func:`discard` for several."""
+    for path in paths:
+        discard(path)
+
+
+def size(path: bytes, stop_at: int) -> int:
+    """Bytes on disk below ``path``; counting ends soon after ``stop_at`` is passed."""
+    total, todo = 0, [path]
+    while todo and total <= stop_at:
+        try:
+            with os.scandir(todo.pop()) as entries:
+                for entry in entries:
+                    total += entry.stat(follow_symlinks=False).st_blocks * 512
+                    if entry.is_dir(follow_symlinks=False):
+                        todo.append(os.path.join(path, os.fsencode(entry.path)))
+        except OSError:
+            continue
+    return total
 
 
 def copy_below(source: int, target: int) -> None:

@@ -1,6 +1,6 @@
-"""The fork loop of nsd: waits for requests, forks a child for each, watches main and the children.
+"""The loop of nsd: takes requests, forks a child or starts a sandbox for each, watches main and all of them.
 
-Single-threaded: it waits, takes a request, forks a child for it and waits again.  A request is one datagram on the
+Single-threaded: it waits, does a little, and waits again.  A request is one datagram on the
 control socket: a line of JSON ({"job", "network"}), then the job's arguments; the first descriptor is the job's own
 socket, on which the child answers.  Main ends a job by shutting that socket down; the job is gone when the other end
 is closed.
@@ -15,42 +15,34 @@ import select
 import signal
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from .. import errors, syscalls
-from . import supervisor, wire
-from .network import NetnsLease
+from . import trees, wire
 from .site import Site
-
-CANCEL_GRACE = 2.0
-"""Seconds that a supervisor has to end its sandbox before it is killed itself."""
+from .step import Sandbox, Step, birth
 
 REFILL_DELAY = 0.01
 """Seconds without a request before the next sandbox is prepared."""
+
+UPPER_INTERVAL = 0.5
+"""Seconds between two looks at the size of an upper directory that is limited."""
 
 Job = Callable[[Site, dict[str, Any], list[int]], dict[str, Any]]
 
 
 @dataclass(slots=True)
 class Child:
-    """A forked job.  sock: our copy of the job's socket, to see main leave; None for a prepared sandbox."""
+    """A forked job.  sock: our copy of the job's socket, to see main leave."""
 
     pid: int
     pidfd: int
     name: str
     sock: socket.socket | None
-    lease: NetnsLease | None = None
-    kill_at: float = 0.0
-
-
-@dataclass(slots=True)
-class Ready:
-    """A supervisor with a prepared sandbox that waits for a job."""
-
-    child: Child
-    requests: socket.socket
+    step: Step | None = None
+    """For "measure": the step whose upper directory is being measured."""
 
 
 class Zygote:
@@ -64,8 +56,11 @@ class Zygote:
         self.control = control
         self.keep_ready = keep_ready
         self.children: dict[int, Child] = {}
-        self.by_sock: dict[int, Child] = {}
-        self.ready: dict[str, Ready] = {}
+        self.by_sock: dict[int, Child | Step] = {}
+        self.steps: dict[int, Step] = {}
+        self.guests: dict[int, Step] = {}
+        self.ready: dict[str, Sandbox] = {}
+        self.measure_at: dict[int, float] = {}
         self.wanted: set[str] = set()
         self.when_idle: list[Callable[[], None]] = []
         self._network_fd = -1
@@ -83,13 +78,25 @@ class Zygote:
                 if fd == self.control.fileno():
                     if not self._request():
                         return
-                elif fd in self.children:
-                    self._ended(self.children[fd])
-                elif fd in self.by_sock:
-                    self._left(self.by_sock[fd])
-                elif fd == self._network_fd and self.site.network is not None:
-                    self.site.network.handle()
-            self._kill_late()
+                else:
+                    self._event(fd)
+            self._deadlines()
+
+    def _event(self, fd: int) -> None:
+        if fd in self.steps:
+            self._step_ended(fd)
+        elif fd in self.guests:
+            step = self.guests[fd]
+            step.from_guest()
+            if step.guest_closed:
+                self.poll.unregister(fd)
+                del self.guests[fd]
+        elif fd in self.children:
+            self._ended(self.children[fd])
+        elif fd in self.by_sock:
+            self._left(fd)
+        elif fd == self._network_fd and self.site.network is not None:
+            self.site.network.handle()
 
     def _idle(self) -> None:
         if self.wanted:
@@ -116,8 +123,21 @@ class Zygote:
     def _wait_ms(self) -> int | None:
         if self.wanted or self.when_idle:
             return int(REFILL_DELAY * 1000)
-        restart = self.site.network is not None and self._network_fd < 0
-        return 200 if restart or any(child.kill_at for child in self.children.values()) else None
+        times = [step.deadline for step in self.steps.values() if step.deadline]
+        times += self.measure_at.values()
+        if self.site.network is not None and self._network_fd < 0:
+            times.append(time.monotonic() + 0.2)
+        return max(0, int((min(times) - time.monotonic()) * 1000) + 1) if times else None
+
+    def _deadlines(self) -> None:
+        now = time.monotonic()
+        for step in self.steps.values():
+            if step.deadline and now >= step.deadline:
+                step.stop("timeout")
+        for fd, moment in list(self.measure_at.items()):
+            if now >= moment:
+                del self.measure_at[fd]
+                self._measure(fd)
 
     def _request(self) -> bool:
         got = wire.receive_raw(self.control)
@@ -144,40 +164,64 @@ class Zygote:
     # --- sandboxes ------------------------------------------------------------------------------------
 
     def _start_run(self, kind: str, sock: socket.socket, data: bytes, fds: list[int]) -> None:
-        ready = self.ready.pop(kind, None)
-        if ready is None or ready.child.pidfd not in self.children:
-            ready = self._prepare_now(kind)
+        started = time.monotonic()
+        step = Step(self.site, self._sandbox(kind), sock, started)
+        pidfd = step.sandbox.pidfd
+        self.steps[pidfd] = step
+        self.guests[step.sandbox.sock.fileno()] = step
+        self.poll.register(pidfd, select.POLLIN)
+        self.poll.register(step.sandbox.sock, select.POLLIN)
+        self._watch_sock(step, sock)
         try:
-            wire.send_raw(ready.requests, data, fds)
-        except OSError:  # it died meanwhile: once more, with a fresh one
-            ready = self._prepare_now(kind)
-            wire.send_raw(ready.requests, data, fds)
-        finally:
-            ready.requests.close()
-        ready.child.name = "run"
-        self._watch_sock(ready.child, sock)
+            step.begin(data.partition(b"\n")[2], fds[1:])
+            if step.plan is not None and "upper_bytes" in step.plan.limits:
+                self.measure_at[pidfd] = started + UPPER_INTERVAL
+        except Exception as error:  # noqa: BLE001 - one step's failure must not end all
+            step.fail(error)
         if self.keep_ready:
             self.wanted.add(kind)
+
+    def _sandbox(self, kind: str) -> Sandbox:
+        ready = self.ready.pop(kind, None)
+        if ready is not None:
+            if not os.waitid(os.P_PID, ready.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+                return ready
+            os.waitpid(ready.pid, 0)
+            ready.release()
+        if kind not in {"default", "none", "host"}:
+            raise errors.InvalidArgument(f"run: network {kind[:100]!r} is none of default, none, host")
+        return birth(self.site, self.site.lease(kind))  # type: ignore[arg-type]
 
     def _prepare(self, kind: str) -> None:
         if kind in self.ready:
             return
         try:
-            self.ready[kind] = self._prepare_now(kind)
+            self.ready[kind] = self._sandbox(kind)
         except (errors.BuildError, OSError):
             return  # the next step of this kind tries again, and tells why
 
-    def _prepare_now(self, kind: str) -> Ready:
-        if kind not in {"default", "none", "host"}:
-            raise errors.InvalidArgument(f"run: network {kind[:100]!r} is none of default, none, host")
-        lease = self.site.lease(kind)  # type: ignore[arg-type]
-        ours, theirs = wire.pair()
-        pid = os.fork()
-        if pid == 0:
-            self._only(theirs)
-            supervisor.serve(self.site, lease, theirs)
-        theirs.close()
-        return Ready(self._add(pid, "ready", lease), ours)
+    def _step_ended(self, pidfd: int) -> None:
+        step = self.steps.pop(pidfd)
+        self.measure_at.pop(pidfd, None)
+        self.poll.unregister(pidfd)
+        guest_fd = step.sandbox.sock.fileno()
+        step.ended()
+        if self.guests.pop(guest_fd, None) is not None:
+            self.poll.unregister(guest_fd)
+        if self.by_sock.pop(step.sock.fileno(), None) is not None:
+            self.poll.unregister(step.sock)
+        trash = step.release()
+        if trash:
+            self._fork("discard", None, lambda: trees.discard_all(trash))
+
+    def _measure(self, pidfd: int) -> None:
+        """Let a child add up the upper directory, so that the loop goes on; it answers by its status."""
+        step = self.steps.get(pidfd)
+        if step is None or step.plan is None:
+            return
+        limit, upper = step.plan.limits["upper_bytes"], step.upper
+        child = self._fork("measure", None, lambda: trees.size(upper, limit) <= limit or os._exit(2))
+        child.step = step
 
     # --- other jobs -----------------------------------------------------------------------------------
 
@@ -185,98 +229,78 @@ class Zygote:
         job = self.jobs.get(name)
         if job is None:
             raise errors.InvalidArgument(f"nsd: no job is called {str(name)[:100]!r}")
+        self._fork(name, sock, lambda: run_job(job, self.site, sock, data, fds[1:]), keep=fds)
+
+    def _fork(
+        self, name: str, sock: socket.socket | None, body: Callable[[], object], keep: Sequence[int] = ()
+    ) -> Child:
+        """A child that runs ``body`` and ends; watched like any other."""
         pid = os.fork()
         if pid == 0:
-            self._only(sock)
-            run_job(job, self.site, sock, data, fds[1:])
-        self._watch_sock(self._add(pid, name, None), sock)
-
-    def _add(self, pid: int, name: str, lease: NetnsLease | None) -> Child:
-        child = Child(pid, syscalls.pidfd_open(pid), name, None, lease)
+            status = 1
+            try:
+                syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
+                self._drop(set(keep))
+                body()
+                status = 0
+            finally:
+                os._exit(status)
+        child = Child(pid, syscalls.pidfd_open(pid), name, None)
         self.children[child.pidfd] = child
         self.poll.register(child.pidfd, select.POLLIN)
+        if sock is not None:
+            child.sock = sock
+            self._watch_sock(child, sock)
         return child
 
-    def _watch_sock(self, child: Child, sock: socket.socket) -> None:
-        child.sock = sock
-        self.by_sock[sock.fileno()] = child
+    def _drop(self, keep: set[int]) -> None:
+        """In a child: close the sockets of everybody else, whose ends others wait for."""
+        self.control.close()
+        for fd in self.by_sock.keys() - keep:
+            os.close(fd)
+        for fd in self.guests:
+            os.close(fd)
+        for sandbox in self.ready.values():
+            sandbox.sock.close()
+
+    def _watch_sock(self, owner: Child | Step, sock: socket.socket) -> None:
+        self.by_sock[sock.fileno()] = owner
         self.poll.register(sock, select.POLLRDHUP)
 
-    def _only(self, sock: socket.socket) -> None:
-        """In a child: drop what belongs to the loop, keep ``sock``."""
-        syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
-        self.control.close()
-        for child in self.children.values():
-            os.close(child.pidfd)
-            if child.sock is not None and child.sock is not sock:
-                child.sock.close()
-        for ready in self.ready.values():
-            ready.requests.close()
-
-    def _left(self, child: Child) -> None:
-        """Main has shut the job's socket down."""
-        if child.sock is None:
-            return
-        self.poll.unregister(child.sock)
-        self.by_sock.pop(child.sock.fileno(), None)
-        if child.name == "run":  # the supervisor sees it too, and ends its sandbox in order
-            child.kill_at = time.monotonic() + CANCEL_GRACE
+    def _left(self, fd: int) -> None:
+        """Main has shut a job's socket down."""
+        owner = self.by_sock.pop(fd)
+        self.poll.unregister(fd)
+        if isinstance(owner, Step):
+            owner.stop("cancelled")
         else:
-            syscalls.pidfd_send_signal(child.pidfd, signal.SIGKILL)
-
-    def _kill_late(self) -> None:
-        now = time.monotonic()
-        for child in self.children.values():
-            if child.kill_at and now >= child.kill_at:
-                child.kill_at = 0.0
-                syscalls.pidfd_send_signal(child.pidfd, signal.SIGKILL)
+            syscalls.pidfd_send_signal(owner.pidfd, signal.SIGKILL)
 
     def _ended(self, child: Child) -> None:
         _, status = os.waitpid(child.pid, 0)
         self.poll.unregister(child.pidfd)
         del self.children[child.pidfd]
         os.close(child.pidfd)
-        if status != 0:
-            self._kill_orphans()
-        if child.sock is not None:
-            if self.by_sock.pop(child.sock.fileno(), None) is not None:
-                self.poll.unregister(child.sock)
-            if status != 0:
-                code = os.waitstatus_to_exitcode(status)
-                how = f"killed by signal {-code}" if code < 0 else f"ended with {code}"
-                text = f"{child.name}: the job's process was {how}"
-                _answer(child.sock, {"error": {"code": "build-error", "message": text}})
-            child.sock.close()
-        if child.lease is not None:
-            self._release(child.lease)
+        code = os.waitstatus_to_exitcode(status)
+        if child.step is not None:
+            self._measured(child.step, code)
+        if child.sock is None:
+            return
+        if self.by_sock.pop(child.sock.fileno(), None) is not None:
+            self.poll.unregister(child.sock)
+        if code != 0:
+            how = f"killed by signal {-code}" if code < 0 else f"ended with {code}"
+            text = f"{child.name}: the job's process was {how}"
+            _answer(child.sock, {"error": {"code": "build-error", "message": text}})
+        child.sock.close()
 
-    def _release(self, lease: NetnsLease) -> None:
-        wire.close_all([fd for fd in (lease.userns, lease.netns) if fd >= 0])
-
-    def _kill_orphans(self) -> None:
-        """What a killed supervisor left became our child (we are PID 1): kill it, and reap it."""
-        known = {child.pid for child in self.children.values()}
-        if self.site.network is not None:
-            known |= self.site.network.pids()
-        for pid in _own_children():
-            if pid not in known:
-                os.kill(pid, signal.SIGKILL)
-                os.waitpid(pid, 0)
-
-
-def _own_children() -> list[int]:
-    """Our children, by their numbers in our pid namespace (/proc shows those of the host's)."""
-    found: list[int] = []
-    with open("/proc/thread-self/children", encoding="ascii") as file:
-        outer = file.read().split()
-    for number in outer:
-        try:
-            with open(f"/proc/{number}/status", encoding="ascii", errors="replace") as file:
-                line = next(line for line in file if line.startswith("NSpid:"))
-        except (OSError, StopIteration):
-            continue
-        found.append(int(line.split()[2]))
-    return found
+    def _measured(self, step: Step, code: int) -> None:
+        if self.steps.get(step.sandbox.pidfd) is not step:
+            return  # it has ended meanwhile
+        if code == 2:
+            step.stop("disk-limit")
+        else:
+            self.measure_at[step.sandbox.pidfd] = time.monotonic() + UPPER_INTERVAL
 
 
 def _answer(sock: socket.socket, message: dict[str, Any]) -> None:

@@ -1,0 +1,139 @@
+"""What a sandbox is made of on our side: upper directories, mounts behind mounts, files to show, descriptors.
+
+Runs in nsd itself (user namespace U0), where the store can be reached.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import uuid
+
+from .. import errors, syscalls
+from . import mounts, spec, trees
+from .network import NetnsLease
+from .site import Site
+
+
+def upper_of(site: Site, plan: spec.Plan, trash: list[bytes]) -> tuple[bytes, bytes]:
+    """Make the upper directory, with the root directory's attributes as the chain has them."""
+    if plan.tree:
+        base = os.path.dirname(site.tree(plan.tree))
+    else:
+        base = os.path.join(site.state, b"tmp", b"run-" + uuid.uuid4().hex.encode())
+        trash.append(base)
+    upper, work = os.path.join(base, b"fs"), os.path.join(base, b"work")
+    os.makedirs(base, 0o700, exist_ok=True)
+    os.mkdir(upper, 0o755)
+    os.mkdir(work, 0o700)
+    below = os.stat(site.tree(plan.lowers[-1]) if plan.lowers else site.empty)
+    os.chown(upper, below.st_uid, below.st_gid)
+    os.chmod(upper, below.st_mode & 0o7777)
+    os.utime(upper, ns=(below.st_atime_ns, below.st_mtime_ns))
+    return upper, work
+
+
+def source_of(site: Site, mount: spec.Mount, fds: list[int], trash: list[bytes]) -> int:
+    """The detached mount that a mount of the plan shows.  Raises NotFound, OSError."""
+    if mount.kind == "chain":
+        stack = [site.tree(name) for name in mount.lowers] or [site.empty]
+        if mount.readonly:
+            return mounts.overlay(stack if len(stack) > 1 else [site.empty, *stack])
+        base = os.path.join(site.state, b"tmp", b"mount-" + uuid.uuid4().hex.encode())
+        trash.append(base)
+        upper, work = os.path.join(base, b"fs"), os.path.join(base, b"work")
+        os.makedirs(upper, 0o755)
+        os.mkdir(work, 0o700)
+        os.chown(upper, site.shift, site.shift)
+        return mounts.overlay(stack, upper=upper, work=work)
+    if mount.kind == "cache":
+        return _cache(site, mount)
+    if mount.kind == "socket":
+        path = _socket(site, mount)
+    else:
+        path = _reopen(fds[mount.fd])
+    try:
+        return mounts.bind(path)
+    finally:
+        os.close(path)
+
+
+def _cache(site: Site, mount: spec.Mount) -> int:
+    """A cache's directory; on first use it gets its owner, its mode, and a copy of its base if it has one."""
+    path = os.fsencode(mount.path)
+    try:
+        os.mkdir(path, mount.mode)
+        fresh = True
+    except FileExistsError:
+        # One that main has made belongs to the daemon's user, which no sandbox has when ids are shifted.
+        fresh = site.shift > 0 and os.stat(path, follow_symlinks=False).st_uid == 0
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        if fresh:
+            if mount.lowers:
+                _copy_base(site, mount, fd)
+            if not site.squash:
+                os.fchown(fd, mount.uid + site.shift, mount.gid + site.shift)
+            os.fchmod(fd, mount.mode)
+        return mounts.bind(fd)
+    finally:
+        os.close(fd)
+
+
+def _copy_base(site: Site, mount: spec.Mount, fd: int) -> None:
+    with site.mounted(mount.lowers) as root:
+        if root is None:
+            return
+        source = mount.source.encode("utf-8", "surrogateescape") or b"."
+        base = syscalls.open_in_root(root, source, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            trees.copy_below(base, fd)
+        finally:
+            os.close(base)
+
+
+def _socket(site: Site, mount: spec.Mount) -> int:
+    """A path descriptor of a socket of ours, given to the one who is to use it."""
+    fd = os.open(mount.path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    if not stat.S_ISSOCK(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise errors.InvalidArgument(f"mount {mount.target}: {mount.path} is no socket")
+    if not site.squash:
+        os.chown(mount.path, mount.uid + site.shift, mount.gid + site.shift, follow_symlinks=False)
+    os.chmod(mount.path, mount.mode)
+    return fd
+
+
+def _reopen(fd: int) -> int:
+    """The same directory through a mount of our own namespace: main's can't be copied from here."""
+    path = os.readlink(f"/proc/self/fd/{fd}")
+    again = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    if not os.path.samestat(os.fstat(fd), os.fstat(again)):
+        os.close(again)
+        raise errors.NotFound(f"mount source {path}: moved while it was being mounted")
+    return again
+
+
+def stdio(null: int, plan: spec.Plan, fds: list[int]) -> list[int]:
+    """stdin, stdout and stderr of a step; ``null`` is a descriptor of /dev/null."""
+    if plan.tty:
+        return [null, null, null]
+    if len(fds) < 2:
+        raise errors.InvalidArgument("run: descriptors for stdout and stderr wanted")
+    taken = {mount.fd for mount in plan.mounts}
+    stdin = fds[2] if len(fds) > 2 and 2 not in taken else null
+    return [stdin, fds[0], fds[1]]
+
+
+def files(site: Site, lease: NetnsLease, plan: spec.Plan) -> dict[str, str]:
+    """What is shown over the image's own /etc/resolv.conf, /etc/hosts and /etc/hostname."""
+    network = site.network
+    if network is None:
+        return {"/etc/hostname": f"{plan.hostname}\n"}
+    hosts = network.hosts(lease, plan.hostname, plan.hosts)
+    resolv = network.resolv_conf(lease.kind, plan.dns)
+    return {
+        "/etc/resolv.conf": resolv.decode("utf-8", "surrogateescape"),
+        "/etc/hosts": hosts.decode("utf-8", "surrogateescape"),
+        "/etc/hostname": f"{plan.hostname}\n",
+    }
