@@ -98,7 +98,8 @@ async def explain(request: web.Request) -> web.Response:
     """GET /v1/builds/{build}/explain?step="""
     served = services(request)
     info = served.builds.get(_id(request))
-    return reply({"steps": served.builds.explain(info.id, request.query.get("step", ""))})
+    steps = await served.builds.explain(info.id, request.query.get("step", ""))
+    return reply({"steps": steps})
 
 
 async def output(request: web.Request) -> web.StreamResponse:

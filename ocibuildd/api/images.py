@@ -248,8 +248,7 @@ async def import_image(request: web.Request) -> web.Response:
 
 
 async def diff(request: web.Request) -> web.Response:
-    """GET /v1/images/diff?a=&b=: files that differ; without ``a``, from b's parent (or, where that
-    isn't known, from the layer below b's last)."""
+    """GET /v1/images/diff?a=&b=: files that differ; without ``a``, what b's last layer did."""
     served = services(request)
     changes = await compare(served, request.query.get("a", ""), required(request, "b"))
     return reply({"changes": changes})
@@ -261,8 +260,6 @@ async def compare(served: Any, first: str, second: str) -> list[dict[str, Any]]:
     lower_chain: tuple[int, ...] = upper.chain[:-1]
     if first:
         lower_chain = served.images.find(first).chain
-    elif upper.parent:
-        lower_chain = served.images.find(str(upper.parent)).chain
     lease = served.store.leases.new("diff")
     try:
         lease.add(layers=[*upper.chain, *lower_chain])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
@@ -24,7 +25,9 @@ T = TypeVar("T")
 def _plain(value: object) -> object:
     if isinstance(value, frozenset):
         return sorted(value)
-    return str(value)
+    if isinstance(value, Digest | Path):
+        return str(value)
+    raise TypeError(f"can't encode {type(value)}")
 
 
 _encode = msgspec.json.Encoder(enc_hook=_plain).encode

@@ -83,7 +83,7 @@ ROUTES = (
     Route("GET", "/v1/images/history", images.history, "An image's steps, newest first", "History",
           query=(NAME,)),
     Route("GET", "/v1/images/diff", images.diff, "Files that differ", "Changes",
-          query=(Parameter("a", "the first image; default: b's parent"),
+          query=(Parameter("a", "the first image; default: b without its last layer"),
                  Parameter("b", "the second image", required=True))),
     Route("POST", "/v1/images/tag", images.tag, "Give an image a name", "Named",
           body=images.TagBody, status=201),

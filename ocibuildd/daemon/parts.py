@@ -128,12 +128,12 @@ class Parts:
         self.nsd = nsd
         self.registry = RegistryClient(registry_config(config), Credentials(), store.uploads)
         self.puller = ImagePuller(store, nsd, self.registry)
-        self.images = Images(store, nsd, self.registry, self.puller)
         self.maintenance = Maintenance(
             store, self._remove, policies(config, store.space.disk().total),
             interval=config.gc.interval if config.gc.enabled else 0.0,
             keep_builds=config.build.history_max, build_age=config.build.history_ttl,
         )
+        self.images = Images(store, nsd, self.registry, self.puller, self.maintenance)
         self.fetcher = Fetcher()
         self.builds = Builds(
             store, nsd, self.registry, self.puller, self.fetcher, settings=build_settings(config)

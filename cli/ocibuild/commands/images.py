@@ -289,7 +289,7 @@ def diff(argv: Sequence[str]) -> None:
     Usage:  ocibuild diff [OPTIONS] [FROM] IMAGE
 
     Show which files differ between two images: A added, C changed, D removed.  With one image:
-    what its last step did (compared with its parent).
+    what the last step with a layer did.
 
     Options:
       --size             Show sizes

@@ -30,6 +30,8 @@ class PlainDisplay(Display):
         if vertex is None:
             if kind == "message":
                 self._write(f"{event.get('level', 'info')}: {escape(str(event.get('text', '')))}\n")
+            elif kind == "build.done" and event.get("image"):
+                self._write("\n" + summary(event) + "\n")
             return
         self._begin(vertex)
         if kind == "vertex.log":
@@ -85,6 +87,15 @@ class PlainDisplay(Display):
 
     def _write(self, text: str) -> None:
         self.out.write(text)
+
+
+def summary(event: dict[str, Any]) -> str:
+    """The last line of a build that went well."""
+    names = ", ".join(escape(str(name)) for name in event.get("names") or [])
+    image = str(event["image"])
+    named = f" as {names}" if names else ""
+    steps = f", {event.get('cached', 0)} of {event['total']} steps cached" if event.get("total") else ""
+    return f"built {image}{named} in {float(event.get('seconds') or 0):.1f}s{steps}"
 
 
 def describe(event: dict[str, Any]) -> str:

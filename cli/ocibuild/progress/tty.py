@@ -7,7 +7,7 @@ import time
 
 from ..text import escape, log_line, seconds
 from . import Display
-from .plain import describe
+from .plain import describe, summary
 from .state import Build, Vertex
 
 TYPE_CHECKING = False
@@ -72,6 +72,8 @@ class TtyDisplay(Display):
         self._drawn = 0 if final else len(shown)
         if final:
             out.append("\x1b[?25h")
+        if final and self.build.result and self.build.result.get("image"):
+            out.append(summary(self.build.result) + "\n")
         self.out.write("".join(out))
         self.out.flush()
 
