@@ -31,6 +31,12 @@ def _nobody() -> None:
     """Nobody wants to know."""
 
 
+def _readable(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    return value.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
 def translate(error: sqlite3.Error, path: object) -> BuildError | sqlite3.Error:
     """The project's error for an SQLite one, or the same again."""
     text = str(error)
@@ -122,7 +128,13 @@ class Database:
 
     def put(self, table: str, row: Sequence[Any]) -> None:
         """Insert or replace a whole row (columns in the schema's order), in the journal too."""
-        self.run(f"INSERT OR REPLACE INTO {table} VALUES ({','.join('?' * len(row))})", row)
+        sql = f"INSERT OR REPLACE INTO {table} VALUES ({','.join('?' * len(row))})"
+        try:
+            self.run(sql, row)
+        except UnicodeEncodeError:
+            # Names from images and Dockerfiles need not be UTF-8; what is in columns is for people.
+            row = [_readable(value) for value in row]
+            self.run(sql, row)
         self._mirror(table, row)
 
     def delete(self, table: str, key: str | int) -> int:

@@ -193,12 +193,16 @@ class Images:
     def tag(self, name: str, image: Digest, target: Digest | None = None) -> None:
         """Let a name mean an image; moves it if it meant another.  target: the manifest or index that
         it stands for, None = the image's own manifest.  Raises NotFound."""
-        row = self._db.one("SELECT manifest FROM images WHERE id = ?", (image,))
-        if row is None:
+        found = self.get(image)
+        if found is None:
             raise NotFound(f"image {image}: not in the store")
+        target = target or found.manifest
         hit("name.before-row")
-        self._db.put("names", (name, str(image), str(target or row[0]), time.time()))
-        self._held.note(blobs=[str(image), str(target or row[0])])
+        self._db.put("names", (name, str(image), str(target or ""), time.time()))
+        index = self.get_index(target) if target else None
+        for _, _, member in index.manifests if index else ():
+            if member is not None:
+                self.get(member)  # a collection under way leaves the other platforms' images too
 
     def untag(self, name: str) -> Name | None:
         """Take a name away; gives what it was, None if it wasn't."""
@@ -239,6 +243,7 @@ class Images:
         row = self._db.one("SELECT digest, media_type, manifests FROM indexes WHERE digest = ?", (digest,))
         if row is None:
             return None
+        self._held.note(blobs=(digest,))
         manifests = [(Digest(d), str(p), Digest(i) if i else None) for d, p, i in json.loads(row[2])]
         return StoredIndex(Digest(row[0]), row[1], tuple(manifests))
 

@@ -75,10 +75,11 @@ class Policy:
 
     def keep_bytes(self, used: int, free: int) -> int:
         """How much may stay, as BuildKit reckons: at most max_used_space, less if the disk's free space
-        is short of min_free_space, but never less than reserved_space.  Bytes; ``used`` = no limit."""
+        is short of min_free_space, but never less than reserved_space (which alone, as --keep-storage,
+        is what stays).  Bytes; ``used`` = all."""
         if self.unlimited:
             return 0
-        keep = self.max_used_space or used
+        keep = self.max_used_space or (used if self.min_free_space else 0)
         short = self.min_free_space - free
         if self.min_free_space and short > 0:
             keep = min(keep, max(used - short, 0))

@@ -45,7 +45,7 @@ def _record(row: Row, preimage: str = "") -> Record:
 
 
 def _pack(preimage: str) -> str | bytes:
-    if len(preimage) < COMPRESS_FROM:
+    if len(preimage) < COMPRESS_FROM and preimage.isascii():
         return preimage
     return zlib.compress(preimage.encode("utf-8", "surrogateescape"), 1)
 

@@ -84,8 +84,13 @@ def _carry_out(store: Store, decided: Plan, outcome: Outcome, now: float) -> Gen
             outcome.removals.append(item)
             if item.what == "mount":
                 mounts.append(item.id)
-        else:
-            outcome.kept += 1
+            return
+        outcome.kept += 1
+        # Looking it up keeps what it stands on.
+        if item.what == "record":
+            store.records.get(item.id)
+        elif item.what != "mount":
+            store.images.get(item.id)
 
     yield from _sliced(store, decided.removals, remove)
     yield from _sliced(store, decided.layers, lambda layer: _layer(store, layer, outcome))

@@ -1,0 +1,336 @@
+"""Collections carried out on a real store: races, the disk, maintenance, df, check."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from filler import Filler
+
+from ocibuildd.errors import NoSpace
+from ocibuildd.model.digest import Digest
+from ocibuildd.store import Store, space
+from ocibuildd.store.check import checking, repair
+from ocibuildd.store.gc import finish
+from ocibuildd.store.maintenance import Maintenance
+from ocibuildd.store.policy import Policy, prune_policies
+from ocibuildd.store.survey import surveying
+from ocibuildd.store.sweep import Outcome, collecting, empty_trash
+from ocibuildd.store.usage import reckoning
+
+EVERYTHING = [Policy("everything", all=True)]
+
+
+def sound(store: Store) -> bool:
+    return finish(checking(store)).sound
+
+
+async def rmtree(paths: Sequence[Path]) -> None:
+    for path in paths:
+        shutil.rmtree(path)
+
+
+def test_a_collection_takes_rows_then_files(store: Store, fill: Filler) -> None:
+    fill.record("r", fill.layer("layer", tree=50))
+    outcome = store.collect(EVERYTHING)
+    assert (outcome.freed, outcome.layers, outcome.blobs) == (55, 1, 1)
+    assert store.used == 0
+    assert os.listdir(store.path / "blobs" / "sha256") == []
+    assert [path.exists() for path in outcome.trees] == [True]
+    assert empty_trash(store.path) == outcome.trees
+    assert sound(store)
+
+
+def test_a_dry_run_takes_nothing(store: Store, fill: Filler) -> None:
+    fill.record("r", fill.layer("layer"))
+    outcome = finish(collecting(store, EVERYTHING, dry_run=True))
+    assert [removal.id for removal in outcome.removals] == ["r"]
+    assert outcome.freed == 5
+    assert store.records.get("r") is not None
+
+
+def test_evictions_say_rule_and_reason(store: Store, fill: Filler) -> None:
+    fill.record("r", fill.layer("layer"), selector="s")
+    store.collect([Policy("size", max_used_space=1)])
+    eviction = store.records.evicted(key="r")
+    assert eviction is not None
+    assert eviction.rule == "size"
+    assert "over max_used_space 1" in eviction.why
+
+
+def between(store: Store, action: object, policies: Sequence[Policy] = EVERYTHING) -> Outcome:
+    """Do something while a collection is under way: after it has read everything."""
+    steps = collecting(store, policies)
+    done = False
+    while True:
+        try:
+            next(steps)
+        except StopIteration as stop:
+            return stop.value  # type: ignore[no-any-return]
+        if not done and steps.gi_yieldfrom.gi_code.co_name == "planning":
+            done = True
+            action()  # type: ignore[operator]
+
+
+def test_what_is_looked_up_meanwhile_stays(store: Store, fill: Filler) -> None:
+    layer = fill.layer("layer")
+    fill.record("r", layer)
+    outcome = between(store, lambda: store.records.get("r"))
+    assert outcome.kept == 1
+    assert store.records.get("r") is not None
+    assert store.layers.get(layer).digest is not None
+    assert sound(store)
+
+
+@pytest.mark.parametrize("moment", range(1, 30))
+def test_whatever_the_moment_what_was_found_stays(store: Store, fill: Filler, moment: int) -> None:
+    layer = fill.layer("layer", tree=3)
+    fill.record("r", layer)
+    config = fill.image("i", layer)
+    found: object = None
+    for number, _ in enumerate(collecting(store, EVERYTHING), 1):
+        if number == moment:
+            found = store.records.get("r"), store.images.get(config), store.blobs.has(config)
+    if found and found[0]:  # type: ignore[index]
+        assert store.records.get("r") == found[0]  # type: ignore[index]
+        assert store.trees.has(store.layers.get(layer).tree)
+    if found and found[1]:  # type: ignore[index]
+        assert store.blobs.has(config)
+    assert sound(store)
+
+
+def test_what_is_leased_meanwhile_stays(store: Store, fill: Filler) -> None:
+    layer = fill.layer("layer")
+    fill.record("r", layer)
+    lease = store.leases.new()
+    between(store, lambda: lease.add(layers=[layer]))
+    assert store.blobs.has(Digest.of(b"layer"))
+    lease.release()
+    store.collect()
+    assert not store.blobs.has(Digest.of(b"layer"))
+
+
+def test_an_image_that_is_named_meanwhile_stays(store: Store, fill: Filler) -> None:
+    config = fill.image("i", fill.layer("layer"))
+    between(store, lambda: store.images.tag("app", config))
+    assert store.images.get(config) is not None
+    assert store.blobs.has(Digest.of(b"layer"))
+    assert sound(store)
+
+
+def test_a_blob_that_is_put_meanwhile_stays(store: Store, fill: Filler) -> None:
+    store.blobs.put(b"garbage")
+    between(store, lambda: store.blobs.put(b"garbage"))
+    assert store.blobs.read(Digest.of(b"garbage")) == b"garbage"
+
+
+def test_a_cache_mount_that_is_taken_meanwhile_stays(store: Store) -> None:
+    grip = store.cache_mounts.try_acquire("apt")
+    assert grip is not None
+    grip.release()
+    again = []
+    between(store, lambda: again.append(store.cache_mounts.try_acquire("apt")))
+    assert store.cache_mounts.get(grip.hash) is not None
+
+
+def test_blobs_that_a_records_value_names_stay(store: Store, fill: Filler) -> None:
+    blob = store.blobs.put(b"download")
+    fill.record("r", value=f'{{"blob":"{blob}"}}')
+    store.collect()
+    assert store.blobs.has(blob)
+    store.collect(EVERYTHING)
+    assert not store.blobs.has(blob)
+
+
+def test_a_name_for_an_index_pins_the_images_of_all_platforms(store: Store, fill: Filler) -> None:
+    from ocibuildd.store.images import StoredIndex
+
+    amd, arm = fill.image("amd", fill.layer("a")), fill.image("arm", fill.layer("b"))
+    manifests = tuple(
+        (image.manifest, "p", image.id)
+        for image in (store.images.get(amd), store.images.get(arm)) if image and image.manifest
+    )
+    index = StoredIndex(store.blobs.put(b"index"), "t", manifests)
+    store.images.put_index(index)
+    store.images.tag("app", amd, index.digest)
+    store.collect(EVERYTHING)
+    assert store.images.get(arm) is not None
+    store.images.untag("app")
+    store.collect(EVERYTHING)
+    assert store.used == 0
+    assert store.images.get_index(index.digest) is None
+
+
+def test_a_full_database_gives_up_the_ballast(
+    store: Store, fill: Filler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.space.make_ballast(1 << 20)
+    fill.record("r", fill.layer("layer"))
+    run = store.db.run
+
+    def full(sql: str, parameters: Sequence[object] = ()) -> int:
+        if sql.startswith("DELETE") and (store.path / "ballast").exists():
+            raise NoSpace("the disk is full")
+        return run(sql, parameters)
+
+    monkeypatch.setattr(store.db, "run", full)
+    assert store.collect(EVERYTHING).freed == 5
+    assert store.records.get("r") is None
+
+
+async def test_maintenance_syncs_empties_and_shrinks(store: Store, fill: Filler) -> None:
+    maintenance = Maintenance(store, rmtree)
+    for number in range(200):
+        fill.record(f"r{number}", preimage="x" * 300)
+    fill.record("r", fill.layer("layer", tree=5))
+    assert await maintenance.sync() == 1
+    before = (store.path / "store.db").stat().st_size
+    await maintenance.collect(prune_policies(all=True), wait=True)
+    assert os.listdir(store.path / "trash") == []
+    assert (store.path / "store.db").stat().st_size < max(before, 200_000)
+    assert (store.path / "store.db-wal").stat().st_size == 0
+
+
+async def test_maintenance_runs_by_itself_after_a_commit(
+    store: Store, fill: Filler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ocibuildd.store.maintenance.SYNC_DELAY", 0.0)
+    task = asyncio.create_task(Maintenance(store, rmtree).run())
+    await asyncio.sleep(0.05)
+    fill.layer("layer", tree=5)
+    for _ in range(100):
+        await asyncio.sleep(0.01)
+        if not store.trees.unsynced():
+            break
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert store.trees.unsynced() == []
+
+
+async def test_admission_collects_and_then_lets_in(store: Store, fill: Filler) -> None:
+    maintenance = Maintenance(store, rmtree)
+    store.space.configure(ceiling=100)
+    fill.record("r", fill.layer("x" * 90))
+    with await maintenance.admit(50) as reservation:
+        assert reservation.size == 50
+        assert store.used == 0
+        assert store.space.reserved == 50
+    assert store.space.reserved == 0
+
+
+async def test_admission_fails_clearly_when_nothing_may_go(
+    store: Store, fill: Filler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ocibuildd.store.maintenance.ADMIT_PAUSE", 0.0)
+    store.space.configure(ceiling=100)
+    fill.image("i", fill.layer("x" * 90), name="app")
+    with pytest.raises(NoSpace, match="no room for 50 bytes"):
+        await Maintenance(store, rmtree).admit(50)
+
+
+@pytest.mark.parametrize(
+    ("ceiling", "floor", "reserved", "size", "fits"),
+    [
+        (0, 0, 0, 10, True), (100, 0, 0, 95, True), (100, 0, 0, 96, False), (100, 0, 50, 50, False),
+        (0, 400, 0, 600, True), (0, 400, 0, 601, False), (0, 400, 300, 300, True), (5, 0, 0, 0, False),
+    ],
+)
+def test_the_ceiling_and_the_floor_hold_before_anything_is_allocated(
+    store: Store, monkeypatch: pytest.MonkeyPatch, ceiling: int, floor: int, reserved: int, size: int,
+    fits: bool,
+) -> None:
+    store.blobs.put(b"12345")
+    monkeypatch.setattr(store.space, "disk", lambda: space.Disk(2000, 1000))
+    store.space.configure(ceiling=ceiling, floor=floor)
+    store.space.reserved = reserved
+    if fits:
+        store.space.reserve(size).release()
+    else:
+        with pytest.raises(NoSpace):
+            store.space.reserve(size)
+    assert store.space.reserved == reserved
+
+
+def test_layers_that_images_share_are_counted_once(store: Store, fill: Filler) -> None:
+    base, top = fill.layer("base-layer"), fill.layer("top")
+    fill.image("1", base, top, name="one")
+    fill.image("2", base, name="two")
+    graph = finish(surveying(store))
+    usage = finish(reckoning(graph))
+    by_name = {one.image.names: one for one in usage.images}
+    assert by_name[("one",)].shared == 10
+    assert by_name[("one",)].unique == 3 + len("1") + len("manifest of 1")
+    assert usage.layers_size == 13
+    assert usage.total == store.used
+
+
+def test_df_tells_the_caches_own_bytes_from_the_images(store: Store, fill: Filler) -> None:
+    base, step = fill.layer("base-layer"), fill.layer("step")
+    fill.image("1", base, name="one")
+    fill.record("a", base)
+    fill.record("b", base, step)
+    usage = finish(reckoning(finish(surveying(store))))
+    assert usage.cache_size == 4
+    rows = {row.record.key: row for row in usage.records}
+    assert rows["a"].shared
+    assert (rows["b"].size, rows["b"].parent, rows["b"].shared) == (4, "a", False)
+
+
+# --- check and repair --------------------------------------------------------------------------------
+
+
+def break_blob(store: Store, layer: int, tree: str) -> None:
+    store.blobs.file(Digest.of(b"layer")).write_bytes(b"LAYER")
+
+
+def lose_blob(store: Store, layer: int, tree: str) -> None:
+    store.blobs.file(Digest.of(b"layer")).unlink()
+
+
+def lose_tree(store: Store, layer: int, tree: str) -> None:
+    shutil.rmtree(store.trees.path(tree))
+
+
+def lose_layer(store: Store, layer: int, tree: str) -> None:
+    store.layers.remove(layer)
+
+
+def lose_image(store: Store, layer: int, tree: str) -> None:
+    store.db.run("DELETE FROM images")
+
+
+def lose_config(store: Store, layer: int, tree: str) -> None:
+    store.blobs.forget(Digest.of(b"i"))
+
+
+def stray_file(store: Store, layer: int, tree: str) -> None:
+    store.blobs.file(Digest.of(b"stray")).write_bytes(b"stray")
+
+
+def stray_tree(store: Store, layer: int, tree: str) -> None:
+    (store.path / "trees" / "zzz").mkdir()
+
+
+@pytest.mark.parametrize(
+    ("harm", "kinds"),
+    [
+        (break_blob, {"blob"}), (lose_blob, {"blob"}), (lose_tree, {"tree"}),
+        (lose_layer, {"record", "image"}), (lose_image, {"name"}), (lose_config, {"image", "stray-file"}),
+        (stray_file, {"stray-file"}), (stray_tree, {"stray-tree"}),
+    ],
+)
+def test_check_finds_and_repairs(store: Store, fill: Filler, harm: object, kinds: set[str]) -> None:
+    layer = fill.layer("layer", tree=5)
+    fill.record("r", layer)
+    fill.image("i", layer, name="app")
+    assert sound(store)
+    harm(store, layer, store.layers.get(layer).tree)  # type: ignore[operator]
+    report = finish(checking(store))
+    assert {finding.kind for finding in report.findings} == kinds
+    assert repair(store, report) == len(report.findings)
+    store.collect()
+    assert sound(store)
