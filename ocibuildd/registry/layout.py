@@ -179,7 +179,7 @@ class Layout:
         document = parse_document(data, descriptor.media_type, f"{self.what}: {descriptor.digest}")
         return Fetched(descriptor.digest, media_type_of(document, descriptor.media_type), data)
 
-    async def head(self, reference: Reference, *, auth: object = None) -> None:  # noqa: ARG002
+    async def head(self, reference: Reference, *, auth: object = None) -> None:
         """Says nothing: ``resolve`` is as cheap."""
 
     async def blob(

@@ -46,6 +46,7 @@ from .config import is_internal
 MAX_MANIFEST = 4 << 20
 """Bytes of a manifest or index (distribution-spec: "at least 4 megabytes" must be accepted)."""
 MAX_CONFIG = 8 << 20
+MAX_BLOB = 1 << 50
 MAX_LAYERS = 2_000
 MAX_MANIFESTS = 2_000
 MAX_DEPTH = 100
@@ -322,8 +323,8 @@ def parse_document(data: bytes, content_type: str, what: str) -> Manifest | Inde
         raise RegistryError(f"{what}: a manifest without config")
     everything = (*descriptors, document.config) if isinstance(document, Manifest) else descriptors
     for descriptor in everything:
-        if descriptor is not None and descriptor.size < 0:
-            raise RegistryError(f"{what}: {descriptor.digest} with a negative size")
+        if descriptor is not None and not 0 <= descriptor.size <= MAX_BLOB:
+            raise RegistryError(f"{what}: {descriptor.digest} with a size of {descriptor.size}")
     return document
 
 

@@ -8,7 +8,7 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Protocol
 
-from ocibuildd.errors import Corrupt
+from ocibuildd.errors import BuildError, Corrupt
 from ocibuildd.model.digest import Digest
 from ocibuildd.model.oci import Descriptor
 
@@ -60,10 +60,13 @@ async def push_blob(
         base, repository, descriptor.digest, descriptor.size, mount_from=mounts, location=location
     )
     kept, waits = location, 0
+    faults: list[BuildError] = []
     while not isinstance(action := upload.action(), Done):
         wait = 0.0
         try:
-            async with _ask(transport, target, action, descriptor, source, progress) as answer:
+            async with _ask(
+                transport, target, action, descriptor, source, progress, faults
+            ) as answer:
                 if answer.status in RETRYABLE:
                     waits += 1
                     wait = await transport.pause_for(answer, waits)
@@ -72,6 +75,8 @@ async def push_blob(
                     waits = 0
                     upload.answered(answer.status, answer.headers, await answer.error_body())
         except Broken as error:
+            if faults:
+                raise faults[0] from None
             if error.final:
                 raise
             waits += 1
@@ -93,7 +98,7 @@ async def push_blob(
 
 def _ask(
     transport: Transport, target: Target, action: Ask, descriptor: Descriptor,
-    source: BlobSource, progress: Progress | None,
+    source: BlobSource, progress: Progress | None, faults: list[BuildError],
 ) -> AbstractAsyncContextManager[Answer]:  # fmt: skip
     headers: dict[str, str] = {}
     if action.method in ("POST", "PUT", "PATCH"):
@@ -101,8 +106,15 @@ def _ask(
     if action.length:
         headers["Content-Type"] = "application/octet-stream"
 
-    def body() -> AsyncIterator[bytes]:
-        return read_stretch(source, descriptor, action.offset, action.length, progress)
+    async def body() -> AsyncIterator[bytes]:
+        try:
+            async for data in read_stretch(
+                source, descriptor, action.offset, action.length, progress
+            ):
+                yield data
+        except BuildError as error:
+            faults.append(error)  # to HTTP it is just a connection that breaks
+            raise
 
     if action.ranged and action.length:
         # distribution-spec: "Content-Range: <start>-<end>", both inclusive and without "bytes".

@@ -198,9 +198,8 @@ class Transport:
         """Seconds to wait after a RETRYABLE status.  Raises RegistryError when that is too long."""
         asked = retry_after(answer.headers.get("Retry-After"), self._clock())
         if asked is not None and asked > MAX_WAIT:
-            error = failure(redact(answer.url), answer.status, await answer.error_body())
-            error.message += f"; it asks for a wait of {asked:.0f} seconds"
-            raise error
+            what = f"{redact(answer.url)}: asks for a wait of {asked:.0f} seconds"
+            raise failure(what, answer.status, await answer.error_body())
         return backoff(attempt, self._jitter(), asked)
 
     async def pause(self, seconds: float) -> None:
