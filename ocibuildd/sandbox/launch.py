@@ -83,7 +83,6 @@ class NsdClient:
         on_event: OnEvent | None = None,
     ) -> dict[str, Any]:
         """Run a job; see ``ports.Nsd.call``."""
-        process = await self.ensure()
         head: dict[str, Any] = {"job": job}
         if job == "run":
             head["network"] = args.get("network")
@@ -91,10 +90,20 @@ class NsdClient:
         ours, theirs = wire.pair()
         try:
             with theirs:
-                await process.send(data, [theirs.fileno(), *fds])
+                process = await self._send(data, [theirs.fileno(), *fds])
             return await _Call(ours, process, on_event).result()
         finally:
             ours.close()
+
+    async def _send(self, data: bytes, fds: list[int]) -> _Process:
+        """To whichever nsd takes it: one that is dying isn't dead yet, and has taken nothing."""
+        process = await self.ensure()
+        try:
+            await process.send(data, fds)
+        except errors.Unavailable:
+            process = await self.ensure()
+            await process.send(data, fds)
+        return process
 
     async def close(self) -> None:
         """End nsd and with it every job.  Idempotent."""

@@ -32,19 +32,34 @@ def discard_all(paths: Sequence[bytes]) -> None:
         discard(path)
 
 
+ENTRY = 512
+"""What a name costs at least: an inode and its place in a directory."""
+
+
 def size(path: bytes, stop_at: int) -> int:
-    """Bytes on disk below ``path``; counting ends soon after ``stop_at`` is passed."""
+    """Bytes on disk below ``path``; counting ends soon after ``stop_at`` is passed.
+
+    Names that come and go meanwhile don't keep the others from being counted."""
     total, todo = 0, [path]
     while todo and total <= stop_at:
         try:
             with os.scandir(todo.pop()) as entries:
                 for entry in entries:
-                    total += entry.stat(follow_symlinks=False).st_blocks * 512
+                    total += max(_blocks(entry), ENTRY)
+                    if total > stop_at:
+                        break
                     if entry.is_dir(follow_symlinks=False):
                         todo.append(os.path.join(path, os.fsencode(entry.path)))
         except OSError:
             continue
     return total
+
+
+def _blocks(entry: os.DirEntry[bytes]) -> int:
+    try:
+        return entry.stat(follow_symlinks=False).st_blocks * 512
+    except OSError:
+        return 0
 
 
 def copy_below(source: int, target: int) -> None:
