@@ -160,6 +160,10 @@ class Box:
         }
         return {**spec, **fields}
 
+    @staticmethod
+    def base_layer() -> bytes:
+        return base_layer()
+
     async def start(self, spec: Mapping[str, Any], job: str = "run") -> Result:
         with tempfile.TemporaryFile() as out:
             outcome = await self.client.call(job, spec, [out.fileno(), out.fileno()])
