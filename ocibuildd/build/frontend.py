@@ -168,7 +168,7 @@ def _classify(value: str) -> tuple[Kind, str]:
         return "image", value.removeprefix("docker-image://")
     if value.startswith("oci-layout://"):
         return "oci-layout", value.removeprefix("oci-layout://")
-    if front.parse_git_ref(value) is not None and "://" in value or value.startswith("git@"):
+    if value.startswith("git@") or ("://" in value and front.parse_git_ref(value) is not None):
         return "git", value
     if value.startswith(("http://", "https://")):
         return "http", value

@@ -52,6 +52,7 @@ class ImageMaker:
         self._outcomes = outcomes
         self._layers = layers
         self._blobs: dict[LayerId, LayerBlob] = {}
+        self._known: dict[int, list[Line]] = {}
         self._keep_empty = keep_empty
 
     def final(self, stage: StagePlan) -> MadeImage:
@@ -85,20 +86,21 @@ class ImageMaker:
         return MadeImage(composed, chain, lines[-1].created_by if lines else "", stage.index, step)
 
     def _lines(self, stage: StagePlan, until: int) -> list[Line]:
-        lines: list[Line] = []
-        seen: set[int] = set()
-        for item in stage.history[:until]:
+        """The stage's own history; what was made for a shorter part of it is used again."""
+        lines = self._known.setdefault(stage.index, [])
+        for number in range(len(lines), until):
+            item = stage.history[number]
             outcome = self._outcomes.get(item.vertex) if item.vertex is not None else None
-            layer = None
-            if outcome is not None and item.vertex not in seen and outcome.layer is not None:
-                layer = self._blob(outcome.layer)
-            if item.vertex is not None:
-                seen.add(item.vertex)
-            created = rfc3339(outcome.created) if outcome is not None and outcome.created else None
+            layer = created = None
+            if outcome is not None and outcome.layer is not None:
+                first = all(before.vertex != item.vertex for before in stage.history[:number])
+                layer = self._blob(outcome.layer) if first else None
+            if outcome is not None and outcome.created:
+                created = rfc3339(outcome.created)
             lines.append(Line(
                 item.created_by, item.vertex is not None, layer, created, item.comment, item.author,
             ))
-        return lines
+        return lines[:until]
 
     def _blob(self, layer: LayerId) -> LayerBlob:
         blob = self._blobs.get(layer)

@@ -161,6 +161,11 @@ class Builds:
         for old in self._store.builds.expired(settings.history_max, settings.history_ttl, time.time()):
             self._store.builds.remove(old)
 
+    def reconfigure(self, settings: Settings) -> None:
+        """Take other settings over, for builds that begin from now on (what bounds how many run at once
+        stays as it was)."""
+        self.settings = self._site.settings = settings
+
     async def cancel(self, build_id: str) -> None:
         """End a build; one that has ended is no error.  Raises NotFound."""
         live = self._live.get(build_id) or self._live.get(self.get(build_id).id)

@@ -64,7 +64,10 @@ class Watch:
         """``solver.job.Job.event``."""
         name = f"{self._prefix}{vertex}"
         events = self._events
-        if kind == "started":
+        if not self._plan.vertices[vertex].name:  # scratch: there is nothing to tell
+            if kind == "done":
+                self._ended(vertex, fields["trace"], fields["result"])
+        elif kind == "started":
             inputs = [f"{self._prefix}{i}" for i in self._plan.vertices[vertex].inputs]
             events.append(
                 "vertex.started", vertex=name, name=self._plan.vertices[vertex].name, inputs=inputs
@@ -84,6 +87,9 @@ class Watch:
             reason="; ".join(reason.text for reason in trace.reasons), layer=layer,
             usage=dict(trace.usage),
         )
+        self._ended(vertex, trace, result)
+
+    def _ended(self, vertex: int, trace: Trace, result: Result) -> None:
         outcome = VertexOutcome(result.chain, result.layer, result.created)
         self.follower.ended(vertex, outcome, cached=trace.cached)
 

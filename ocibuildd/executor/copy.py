@@ -56,7 +56,7 @@ def inline_dir(files: Sequence[Any]) -> SourceDir:
     """Heredoc files."""
     return {
         "inline": [[f.name, base64.b64encode(f.data).decode(), f.mode] for f in files],
-        "paths": [f.name for f in files],
+        "paths": [],
     }
 
 

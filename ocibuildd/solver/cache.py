@@ -29,35 +29,27 @@ VERSION = 1
 MAX_ARGUMENT_SHOWN = 200
 
 
-def frame(value: object) -> bytes:
-    """Any JSON-like value (and bytes) as bytes; different values never give the same bytes.
-
-    Each part carries its type and length, so that nothing can be shifted from one field to the
-    next.  Tuples and lists are the same; mappings are sorted by key.  Raises TypeError."""
-    if value is None:
-        return b"n"
-    if value is True:
-        return b"t"
-    if value is False:
-        return b"f"
-    if isinstance(value, str):
-        data = value.encode("utf-8", "surrogatepass")
-        return b"s%d:%s" % (len(data), data)
-    if isinstance(value, bytes):
-        return b"b%d:%s" % (len(value), value)
-    if isinstance(value, int):
-        return b"i%d;" % value
-    if isinstance(value, Mapping):
-        items = sorted(value.items())
-        return b"d%d:" % len(items) + b"".join(frame(k) + frame(v) for k, v in items)
-    if isinstance(value, Sequence):
-        return b"l%d:" % len(value) + b"".join(map(frame, value))
-    raise TypeError(f"can't frame {type(value).__name__}")
+_canonical = json.JSONEncoder(
+    ensure_ascii=True, sort_keys=True, separators=(",", ":"), allow_nan=False
+).encode
 
 
-def digest(value: object) -> str:
+def frame(*parts: object) -> bytes:
+    """JSON-like values as bytes; different ones never give the same bytes.
+
+    Each part is canonical JSON (keys sorted, strings quoted and escaped, so that nothing inside can be
+    shifted from one field to the next) with its length before it.  Tuples and lists are the same.
+    Raises TypeError for what JSON can't say, bytes among it."""
+    out = []
+    for part in parts:
+        data = _canonical(part).encode("ascii")
+        out.append(b"%d:%s," % (len(data), data))
+    return b"".join(out)
+
+
+def digest(parts: Sequence[object]) -> str:
     """64 hex digits over :func:`frame`."""
-    return hashlib.sha256(frame(value)).hexdigest()
+    return hashlib.sha256(frame(*parts)).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)

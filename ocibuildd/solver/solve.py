@@ -59,7 +59,9 @@ class Solver:
             inputs = [vertex.inputs for vertex in job.vertices]
             self._apply(self._schedule.add(job.id, inputs, limit=job.limit))
             await job.done
-            return {index: await settle(result) for index, result in job.results.items()}
+            settled = {index: await settle(result) for index, result in job.results.items()}
+            await _gone(job.tasks)  # each vertex has been told of
+            return settled
         finally:
             mine = [run for run in self._runs.values() if run.job is job]
             self._apply(self._schedule.cancel(job.id))
@@ -377,7 +379,8 @@ class Solver:
         assert preimage is not None
         content = "" if packed is None or packed["empty"] or work.layer is None else packed["content"]
         identity = cache.layer_identity(parent.identity, content)
-        key = _final(preimage, parent).key
+        preimage = _final(preimage, parent)
+        key = preimage.key
         for job, vertex in run.listeners:
             job.traces[vertex].key = key
         chain, records, created = parent.chain, [], time.time()
@@ -388,11 +391,11 @@ class Solver:
             if earlier is not None and self._held(run, earlier.chain):
                 chain, created = earlier.chain, earlier.created
             else:
-                records.append(self._record(run, same, chain, identity, created, kind="internal"))
+                records.append(self._record(run, preimage, same, chain, identity, created, kind="internal"))
         own, value, known = chain, "", identity
         if work.standalone and work.layer is not None and content:
             own, value, known = chain[-1:], "standalone", content
-        records.append(self._record(run, key, own, known, created, value=value))
+        records.append(self._record(run, preimage, key, own, known, created, value=value))
         with self._transaction():
             for record in records:
                 self._records.put(record)
@@ -409,15 +412,14 @@ class Solver:
         return True
 
     def _record(
-        self, run: Run, key: str, chain: Sequence[LayerId], identity: str, created: float, *,
-        kind: str = "regular", value: str = "",
+        self, run: Run, preimage: cache.Preimage, key: str, chain: Sequence[LayerId], identity: str,
+        created: float, *, kind: str = "regular", value: str = "",
     ) -> Record:
-        assert run.preimage is not None
         step = kind == "regular"
         return Record(
-            key, tuple(chain), value, run.preimage.to_json() if step else "", run.seconds, created,
-            run.job.id, identity, run.preimage.selector if step else "",
-            run.preimage.op_digest if step else "", kind=kind,
+            key, tuple(chain), value, preimage.to_json() if step else "", run.seconds, created,
+            run.job.id, identity, preimage.selector if step else "",
+            preimage.op_digest if step else "", kind=kind,
             description=run.job.vertices[run.vertex].name,
         )
 

@@ -1,0 +1,290 @@
+"""Whole builds through the service, with real sandboxes."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import time
+from typing import Any
+
+from ocibuildd.model.request import SecretSpec
+
+MULTI_STAGE = """\
+FROM busybox AS builder
+WORKDIR /src
+COPY in.txt .
+RUN tr a-z A-Z < in.txt > /out.txt
+FROM busybox AS unused
+RUN exit 9
+FROM busybox
+ENV GREETING=hello
+COPY --from=builder /out.txt /result.txt
+USER app
+CMD ["cat", "/result.txt"]
+"""
+
+
+async def test_a_multi_stage_build_makes_what_it_says(bench: Any, context: Any) -> None:
+    built = (await bench.build(context(MULTI_STAGE, {"in.txt": "made without root\n"}))).ok()
+    assert await bench.read(built.info.image, "result.txt") == b"MADE WITHOUT ROOT\n"
+    assert not any("exit 9" in name for name in built.ran)
+
+
+async def test_a_second_build_runs_nothing_and_gives_the_same_image(bench: Any, context: Any) -> None:
+    path = context(MULTI_STAGE, {"in.txt": "x\n"})
+    first = (await bench.build(path)).ok()
+    again = (await bench.build(path)).ok()
+    assert again.ran == []
+    assert again.info.image == first.info.image
+    assert again.info.cached == first.info.steps
+
+
+async def test_the_image_has_config_history_and_name(bench: Any, context: Any) -> None:
+    path = context("FROM busybox\nRUN echo a > /a\nENV K=v\nCMD [\"x\"]\n")
+    built = (await bench.build(path, tags=("app:1",), labels={"l": "m"})).ok()
+    name = bench.store.images.resolve("docker.io/library/app:1")
+    assert str(name.image) == built.info.image
+    from ocibuildd.model.oci import decode_config
+
+    config = decode_config(bench.store.blobs.read(name.image))
+    assert config.config.cmd == ("x",)
+    assert config.config.labels == {"l": "m"}
+    assert len(config.rootfs.diff_ids) == 2
+    assert [h.empty_layer for h in config.history] == [False, False, True, True]
+
+
+async def test_every_instruction_has_its_intermediate_image(bench: Any, context: Any) -> None:
+    built = (await bench.build(context("FROM busybox\nRUN echo a > /a\nRUN echo b > /b\nLABEL k=v\n"))).ok()
+    steps = [e for e in built.events if e["type"] == "step.done"]
+    assert len({e["image"] for e in steps}) == 4
+    after_a = bench.store.images.get(steps[1]["image"])
+    assert after_a.kind == "intermediate"
+    with await bench.files(steps[1]["image"]) as tar:
+        names = tar.getnames()
+    assert "a" in names
+    assert "b" not in names
+
+
+async def test_a_changed_file_runs_exactly_what_depends_on_it(bench: Any, context: Any) -> None:
+    text = "FROM busybox\nRUN echo before\nCOPY f /f\nRUN cat /f\nCOPY g /g\n"
+    path = context(text, {"f": "one", "g": "gee", "other": "x"})
+    (await bench.build(path)).ok()
+    (path / "other").write_text("not copied")
+    assert (await bench.build(path)).ran == []
+    (path / "f").write_text("two")
+    again = (await bench.build(path)).ok()
+    assert [name.split("] ")[1] for name in again.ran] == ["COPY f /f", "RUN cat /f", "COPY g /g"]
+    assert "two" in again.output
+
+
+async def test_a_touched_file_is_the_same_file(bench: Any, context: Any) -> None:
+    import os
+
+    path = context("FROM busybox\nCOPY f /f\nRUN cat /f\n", {"f": "same"})
+    (await bench.build(path)).ok()
+    os.utime(path / "f", (1, 1))
+    assert (await bench.build(path)).ran == []
+
+
+async def test_a_file_changed_with_size_and_mtime_restored_is_seen(bench: Any, context: Any) -> None:
+    import os
+
+    path = context("FROM busybox\nCOPY f /f\nRUN cat /f\n", {"f": "one"})
+    (await bench.build(path)).ok()
+    status = (path / "f").stat()
+    (path / "f").write_text("two")
+    os.utime(path / "f", ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert "two" in (await bench.build(path)).output
+
+
+async def test_a_build_argument_runs_what_sees_it(bench: Any, context: Any) -> None:
+    path = context("FROM busybox\nRUN echo first\nARG WHO=a\nRUN echo hello $WHO\n")
+    (await bench.build(path)).ok()
+    other = (await bench.build(path, build_args={"WHO": "b"})).ok()
+    assert "hello b" in other.output
+    assert len(other.ran) == 1
+    explained = await bench.builds.explain(other.info.id)
+    assert explained[-1]["reasons"] == [{"kind": "argument", "text": "variable WHO changed: a → b"}]
+
+
+async def test_a_step_that_gives_the_same_content_again_leaves_the_rest_cached(
+    bench: Any, context: Any
+) -> None:
+    text = "FROM busybox AS a\nCOPY f /f\nRUN wc -l < /f > /n\nFROM busybox\nCOPY --from=a /n /n\nRUN cat /n\n"
+    path = context(text, {"f": "one\n"})
+    first = (await bench.build(path)).ok()
+    (path / "f").write_text("two\n")
+    again = (await bench.build(path)).ok()
+    assert len(again.ran) == 2
+    assert again.info.image == first.info.image
+
+
+async def test_early_cutoff_holds_from_run_to_run(bench: Any, context: Any) -> None:
+    path = context("FROM busybox\nRUN echo one; echo same > /same\nRUN cat /same > /copy\n")
+    first = (await bench.build(path)).ok()
+    (path / "Dockerfile").write_text("FROM busybox\nRUN echo two; echo same > /same\nRUN cat /same > /copy\n")
+    again = (await bench.build(path)).ok()
+    assert len(again.ran) == 1
+    layers = [bench.store.images.get(b.info.image).chain for b in (first, again)]
+    assert layers[0] == layers[1]
+
+
+async def test_dockerignore_hides_files_and_the_error_says_so(bench: Any, context: Any) -> None:
+    path = context("FROM busybox\nCOPY . /all\n", {"kept": "k", "secret.pem": "s", ".dockerignore": "*.pem\n"})
+    built = (await bench.build(path)).ok()
+    with await bench.files(built.info.image) as tar:
+        names = tar.getnames()
+    assert "all/kept" in names
+    assert "all/secret.pem" not in names
+    (path / "Dockerfile").write_text("FROM busybox\nCOPY secret.pem /\n")
+    failed = await bench.build(path)
+    assert failed.info.state == "failed"
+    assert "dockerignore" in failed.error["message"] + failed.error.get("hint", "")
+    assert failed.error["details"]["line"] == 2
+
+
+async def test_a_failing_step_keeps_its_status_its_tail_and_its_file_system(
+    bench: Any, context: Any
+) -> None:
+    failed = await bench.build(context("FROM busybox\nRUN echo made > /made; echo oops >&2; exit 7\n"))
+    assert failed.info.state == "failed"
+    assert failed.error["code"] == "step-failed"
+    details = failed.error["details"]
+    assert (details["exit_code"], details["tail"], details["line"]) == (7, ["oops"], 2)
+    kept = bench.builds.failed(failed.info.id)
+    assert (bench.store.trees.path(kept.spec["tree"]) / "fs" / "made").exists()
+    assert failed.events[-1]["type"] == "build.failed"
+
+
+async def test_a_missing_command_is_named(bench: Any, context: Any) -> None:
+    failed = await bench.build(context("FROM busybox\nRUN no-such-command --now\n"))
+    assert failed.error["details"]["exit_code"] == 127
+    assert "no-such-command" in failed.error["hint"]
+
+
+async def test_a_cancelled_build_ends_its_step_and_the_next_one_works(bench: Any, context: Any) -> None:
+    path = context("FROM busybox\nRUN echo begun; sleep 60\n")
+    started = await bench.start(path)
+    async with asyncio.timeout(20):
+        async for data in bench.builds.events(started.id):
+            if b"begun" in data and b"vertex.log" in data:
+                break
+    begun = time.monotonic()
+    await bench.builds.cancel(started.id)
+    assert time.monotonic() - begun < 5
+    assert bench.builds.get(started.id).state == "cancelled"
+    (await bench.build(context("FROM busybox\nRUN echo fine\n", name="next"))).ok()
+
+
+async def test_identical_steps_of_two_builds_run_once(bench: Any, context: Any) -> None:
+    path = context("FROM busybox\nRUN sleep 1; date +%s%N > /when\n")
+    one, two = await asyncio.gather(bench.build(path), bench.build(path))
+    assert one.ok().info.image == two.ok().info.image
+
+
+async def test_a_cancelled_build_leaves_a_step_that_another_waits_for(bench: Any, context: Any) -> None:
+    path = context("FROM busybox\nRUN echo begun; sleep 1; echo ended > /e\n")
+    first, second = await bench.start(path), await bench.start(path)
+    await asyncio.sleep(0.6)
+    await bench.builds.cancel(first.id)
+    info = await asyncio.wait_for(bench.builds.wait(second.id), 20)
+    assert info.state == "done"
+    assert "begun" in "".join(e.get("data", "") for e in await bench.log(second.id))
+
+
+async def test_independent_stages_run_side_by_side(bench: Any, context: Any) -> None:
+    stages = "".join(f"FROM busybox AS s{n}\nRUN sleep 1; echo {n} > /{n}\n" for n in range(3))
+    copies = "".join(f"COPY --from=s{n} /{n} /{n}\n" for n in range(3))
+    begun = time.monotonic()
+    (await bench.build(context(f"{stages}FROM busybox\n{copies}"))).ok()
+    assert time.monotonic() - begun < 2.6
+
+
+async def test_a_secret_is_seen_and_left_nowhere(bench: Any, context: Any) -> None:
+    secret = SecretSpec("token", base64.b64encode(b"s3cr3t-value").decode())
+    text = "FROM busybox\nRUN --mount=type=secret,id=token cat /run/secrets/token; wc -c < /run/secrets/token\n"
+    built = (await bench.build(context(text), secrets=(secret,))).ok()
+    assert "12" in built.output
+    assert "s3cr3t" not in str(built.events)
+    for path in bench.store.path.rglob("*"):
+        if path.is_file() and "trees" not in path.parts:
+            assert b"s3cr3t-value" not in path.read_bytes(), path
+    other = SecretSpec("token", base64.b64encode(b"another").decode())
+    assert (await bench.build(context(text, name="b"), secrets=(other,))).ran == []
+
+
+async def test_a_required_secret_that_is_not_given_is_an_error(bench: Any, context: Any) -> None:
+    failed = await bench.build(context("FROM busybox\nRUN --mount=type=secret,id=x,required true\n"))
+    assert "secret x" in failed.error["message"]
+
+
+async def test_a_cache_mount_outlives_its_build(bench: Any, context: Any) -> None:
+    line = "RUN --mount=type=cache,target=/c"
+    (await bench.build(context(f"FROM busybox\n{line} echo kept > /c/f\n"))).ok()
+    again = (await bench.build(context(f"FROM busybox\n{line} cat /c/f\n", name="b"))).ok()
+    assert "kept" in again.output
+
+
+async def test_bind_mounts_show_the_context_and_other_stages(bench: Any, context: Any) -> None:
+    text = (
+        "FROM busybox AS a\nRUN mkdir /d; echo stage > /d/f\nFROM busybox\n"
+        "RUN --mount=type=bind,target=/ctx cat /ctx/file\n"
+        "RUN --mount=type=bind,from=a,source=/d,target=/m cat /m/f\n"
+    )
+    path = context(text, {"file": "from the context\n"})
+    built = (await bench.build(path)).ok()
+    assert "from the context" in built.output
+    assert "stage" in built.output
+    assert (await bench.build(path)).ran == []
+
+
+async def test_a_heredoc_runs(bench: Any, context: Any) -> None:
+    built = await bench.build(context("FROM busybox\nRUN <<EOF\necho one\necho two\nEOF\nCOPY <<EOF /f\nhi\nEOF\n"))
+    assert built.ok().output == "one\ntwo\n"
+    assert await bench.read(built.info.image, "f") == b"hi\n"
+
+
+async def test_no_cache_runs_everything_again(bench: Any, context: Any) -> None:
+    path = context("FROM busybox\nRUN echo a\nRUN echo b\n")
+    (await bench.build(path)).ok()
+    assert len((await bench.build(path, no_cache=True)).ran) == 2
+
+
+async def test_host_network_wants_both_leaves(bench: Any, context: Any) -> None:
+    refused = await bench.build(context("FROM busybox\nRUN --network=host true\n"))
+    assert refused.error["code"] == "denied"
+    insecure = await bench.build(context("FROM busybox\nRUN --security=insecure true\n", name="b"),
+                                 allow=("security.insecure",))
+    assert insecure.error["code"] == "denied"
+    assert "configuration" in insecure.error["message"]
+
+
+async def test_errors_before_anything_ran_are_told(bench: Any, context: Any, tmp_path: Any) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert (await bench.build(empty)).error["code"] == "not-found"
+    broken = await bench.build(context("FROM busybox\nRUM true\n"))
+    assert broken.error["code"] == "dockerfile"
+    absent = await bench.build(context("FROM no-such-image\n", name="b"))
+    assert absent.error["code"] == "not-found"
+    target = await bench.build(context("FROM busybox\n", name="c"), target="nowhere")
+    assert target.info.state == "failed"
+
+
+async def test_a_dockerfile_may_not_be_reached_by_leaving_the_context(
+    bench: Any, context: Any, tmp_path: Any
+) -> None:
+    (tmp_path / "outside").write_text("FROM busybox\n")
+    path = context("FROM busybox\n")
+    (path / "link").symlink_to("../outside")
+    failed = await bench.build(path, dockerfile="link")
+    assert failed.info.state == "failed"
+
+
+async def test_a_copy_from_scratch_and_links(bench: Any, context: Any) -> None:
+    path = context("FROM scratch\nCOPY --link f /d/f\nCOPY --chown=5:6 f /g\n", {"f": "x"})
+    built = (await bench.build(path)).ok()
+    with await bench.files(built.info.image) as tar:
+        member = tar.getmember("g")
+    assert (member.uid, member.gid) == (5, 6)
+    assert (await bench.build(path)).ran == []
