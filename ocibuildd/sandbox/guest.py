@@ -169,10 +169,11 @@ def become(
     resolver = mounts.Resolver(root)
     for name in ("proc", "sys", "dev"):
         _move(f"{STAGE}/{name}", _own_directory(resolver, name.encode()))
+    resolver.virtual = {os.stat(f"{STAGE}/root/{name}").st_dev for name in ("proc", "sys")}
     _inject(resolver, message["files"])
     _mount_all(resolver, plan, sources)
     identity = _identity(resolver, plan.user, single=single)
-    cwd = resolver.ensure(plan.cwd.encode("utf-8", "surrogateescape"), is_dir=True, keep=True)
+    cwd = _working_directory(resolver, plan.cwd)
     if plan.tty:
         stdio = _terminal(sock, identity)
     if resolver.made:
@@ -192,6 +193,13 @@ def become(
     _set_limits(plan)
     _harden(sock, plan, identity, limits, single=single)
     _execute(plan, identity)
+
+
+def _working_directory(resolver: mounts.Resolver, path: str) -> int:
+    try:
+        return resolver.ensure(path.encode("utf-8", "surrogateescape"), is_dir=True, keep=True)
+    except OSError as error:
+        raise errors.InvalidArgument(f"working directory {path}: {error.strerror}") from None
 
 
 def _own_directory(resolver: mounts.Resolver, name: bytes) -> int:

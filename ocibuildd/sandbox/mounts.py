@@ -149,6 +149,8 @@ class Resolver:
     def __init__(self, root: int):
         self.root = root
         self.made: list[Made] = []
+        self.virtual: set[int] = set()
+        """Devices (st_dev) of /proc and /sys: their links are never followed, nothing is made there."""
 
     def find(self, path: bytes, flags: int = os.O_PATH) -> int:
         """Open an existing path, as if the root were /.  Raises OSError."""
@@ -185,9 +187,13 @@ class Resolver:
                         os.close(stack.pop())
                     continue
                 fd = self._step(stack[-1], part, is_dir or bool(todo), mode, keep=keep)
-                if not stat.S_ISLNK(os.fstat(fd).st_mode):
+                info = os.fstat(fd)
+                if not stat.S_ISLNK(info.st_mode):
                     stack.append(fd)
                     continue
+                if info.st_dev in self.virtual:
+                    os.close(fd)
+                    raise OSError(errno.ELOOP, f"{os.fsdecode(path)}: a link of the kernel's")
                 links += 1
                 target = os.readlink(b"", dir_fd=fd)
                 os.close(fd)

@@ -157,6 +157,10 @@ class Zygote:
         except OSError as error:
             _answer(sock, {"errno": error.errno or errno.EIO, "message": str(error)})
             sock.close()
+        except Exception as error:  # noqa: BLE001 - one request's failure must not end all
+            text = f"nsd: internal error: {error!r}"
+            _answer(sock, {"error": {"code": "build-error", "message": text}})
+            sock.close()
         finally:
             wire.close_all(fds[1:])
         return True
@@ -182,14 +186,15 @@ class Zygote:
             self.wanted.add(kind)
 
     def _sandbox(self, kind: str) -> Sandbox:
-        ready = self.ready.pop(kind, None)
+        ready = self.ready.pop(str(kind), None)
         if ready is not None:
             if not os.waitid(os.P_PID, ready.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
                 return ready
             os.waitpid(ready.pid, 0)
             ready.release()
         if kind not in {"default", "none", "host"}:
-            raise errors.InvalidArgument(f"run: network {kind[:100]!r} is none of default, none, host")
+            text = str(kind)[:100]
+            raise errors.InvalidArgument(f"run: network {text!r} is none of default, none, host")
         return birth(self.site, self.site.lease(kind))  # type: ignore[arg-type]
 
     def _prepare(self, kind: str) -> None:
