@@ -258,7 +258,7 @@ def detect_syntax(text: str) -> tuple[str, str] | None:
         text = text.partition("\n")[2]
     for comment in ("#", "//"):
         reader = DirectiveReader(comment)
-        for line in text[: 2 * MAX_LINE].split("\n"):
+        for line in text.split("\n", len(DIRECTIVES) + 1)[: len(DIRECTIVES) + 1]:
             try:
                 directive = reader.take(line.rstrip("\r"))
             except Fault:

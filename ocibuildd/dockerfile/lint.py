@@ -13,7 +13,7 @@ from .lexer import DirectiveReader
 _URL = "https://docs.docker.com/go/dockerfile/rule/"
 MAX_WARNINGS = 5000
 """More than these of one file aren't kept."""
-MAX_SUGGESTIONS = 200
+MAX_SUGGESTIONS = 20
 
 
 @dataclass(frozen=True, slots=True)

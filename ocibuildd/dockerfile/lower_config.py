@@ -145,7 +145,7 @@ def lower_expose(context: Context, state: State, expose: Expose, lint: Linter) -
     specs: list[str] = []
     for port in expose.ports:
         specs += context.graph.expander.expand(port, state.env).words
-    ports = parse_ports(specs, expose.location, lint)
+    ports = parse_ports(specs, expose.location, lint, context.budget)
     known = dict(state.image.exposed_ports or {})
     known.update((port, {}) for port in ports)
     context.budget.spend(len(known) + 10 * len(ports))

@@ -14,7 +14,7 @@ from .context import Context
 from .faults import Fault
 from .gitref import GitRef, git_source, parse_git_ref
 from .gotext import quote
-from .instructions import Add, Copy, Transfer
+from .instructions import Add, Copy, Inline, Transfer
 from .lint import COPY_IGNORED, Linter
 from .modes import check_chmod
 from .state import Command, State
@@ -114,6 +114,13 @@ def _history(item: Transfer) -> str:
     return " ".join([*words, item.dest])
 
 
+def _inline(inline: Inline) -> InlineFile:
+    path = inline.path
+    if "/" in path or path in (".", ".."):
+        raise Fault(f"heredoc {quote(path)}: the name of an inline file can't be a path", mark=path)
+    return InlineFile(path, inline.data.encode("utf-8", "surrogateescape"))
+
+
 class _Sources:
     """The sources of one instruction, in order; neighbours from one place are one CopySource."""
 
@@ -127,7 +134,7 @@ class _Sources:
         self.states = states
         self.inputs = inputs
         self.lint = lint
-        self.out: list[CopySource] = []
+        self.found: list[tuple[int, list[str]]] = []
 
     def collect(self) -> tuple[CopySource, ...]:
         item = self.item
@@ -140,15 +147,10 @@ class _Sources:
                 self._http(source)
             else:
                 self._local(source)
+        out = [CopySource(index, tuple(paths)) for index, paths in self.found]
         if item.contents:
-            self.out.append(CopySource(None, inline=tuple(map(self._inline, item.contents))))
-        return tuple(self.out)
-
-    def _inline(self, inline: object) -> InlineFile:
-        path, data = inline.path, inline.data  # type: ignore[attr-defined]
-        if "/" in path or path in (".", ".."):
-            raise Fault(f"heredoc {quote(path)}: the name of an inline file can't be a path", mark=path)
-        return InlineFile(path, data.encode("utf-8", "surrogateescape"))
+            out.append(CopySource(None, inline=tuple(map(_inline, item.contents))))
+        return tuple(out)
 
     def _input(self, vertex: int) -> int:
         try:
@@ -159,10 +161,10 @@ class _Sources:
 
     def _add(self, vertex: int, path: str) -> None:
         index = self._input(vertex)
-        if self.out and self.out[-1].input == index:
-            self.out[-1] = replace(self.out[-1], paths=(*self.out[-1].paths, path))
+        if self.found and self.found[-1][0] == index:
+            self.found[-1][1].append(path)
         else:
-            self.out.append(CopySource(index, (path,)))
+            self.found.append((index, [path]))
 
     def _local(self, source: str) -> None:
         if self.states:

@@ -8,16 +8,17 @@ from ..model.graph import Location
 from .faults import Fault
 from .gotext import parse_int, quote
 from .lint import EXPOSE_FORMAT, EXPOSE_PROTO, Linter
+from .state import Budget
 
 PROTOCOLS = ("", "tcp", "udp", "sctp")
 
 
-def parse_ports(specs: list[str], location: Location, lint: Linter) -> list[str]:
+def parse_ports(specs: list[str], location: Location, lint: Linter, budget: Budget) -> list[str]:
     """``["80", "81-82/udp"]`` → ``["80/tcp", "81/udp", "82/udp"]``.  Raises Fault."""
-    return [port for spec in specs for port in parse_port(spec, location, lint)]
+    return [port for spec in specs for port in parse_port(spec, location, lint, budget)]
 
 
-def parse_port(spec: str, location: Location, lint: Linter) -> list[str]:
+def parse_port(spec: str, location: Location, lint: Linter, budget: Budget) -> list[str]:
     """One word of EXPOSE.  Raises Fault."""
     parts = spec.split(":")
     container, host = parts[-1], parts[-2] if len(parts) > 1 else ""
@@ -42,6 +43,7 @@ def parse_port(spec: str, location: Location, lint: Linter) -> list[str]:
         host_start, host_end = _range(host, "hostPort")
         if end - start != host_end - host_start and end != start:
             raise Fault(f"invalid ranges specified for container and host Ports: {port} and {host}", mark=spec)
+    budget.spend(10 * (end - start))
     return [f"{number}/{protocol.lower() or 'tcp'}" for number in range(start, end + 1)]
 
 

@@ -15,7 +15,7 @@ from .options import NamedContext
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 DEFAULT_PATH_WINDOWS = "c:\\Windows\\System32;c:\\Windows"
 SCRATCH = "scratch"
-MAX_WEIGHT = 64_000_000
+MAX_WEIGHT = 12_000_000
 """What all configs, histories and environments of one Plan may hold together: characters and entries."""
 
 

@@ -107,6 +107,8 @@ def json_array(text: str) -> list[str] | None:
     except ValueError:
         return None
     except RecursionError:
+        if text.count("[") != text.count("]"):
+            return None
         value = [None]
     if not all(isinstance(item, str) for item in value):
         raise Fault("when using JSON array syntax, arrays must be comprised of strings only", mark="[")
