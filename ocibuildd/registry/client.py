@@ -80,7 +80,8 @@ class RegistryClient:
 
     def reconfigure(self, config: RegistryConfig) -> None:
         """Take other settings over; requests that are under way end by the old ones."""
-        self.config = self._transport.config = config
+        self.config = config
+        self._transport.reconfigure(config)
 
     async def close(self) -> None:
         await self._transport.close()

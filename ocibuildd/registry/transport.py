@@ -146,6 +146,12 @@ class Transport:
         self._contexts: dict[tuple[str, str, str, bool], ssl.SSLContext] = {}
         self._sessions: dict[bool, aiohttp.ClientSession] = {}
 
+    def reconfigure(self, config: RegistryConfig) -> None:
+        """Take other settings over; what was found out under the old ones is forgotten."""
+        self.config = config
+        self._bases.clear()
+        self._contexts.clear()
+
     async def close(self) -> None:
         sessions, self._sessions = list(self._sessions.values()), {}
         for session in sessions:
