@@ -135,8 +135,9 @@ def detect(head: bytes) -> str:
     return "none"
 
 
+_ISAL_ERROR: type[Exception] = isal_zlib.error  # type: ignore[assignment]  # stubs: an instance
 _ERRORS: tuple[type[Exception], ...] = (
-    isal_zlib.error,
+    _ISAL_ERROR,
     OSError,
     lzma.LZMAError,
     EOFError,

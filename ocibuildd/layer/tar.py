@@ -14,10 +14,10 @@ import zlib
 from collections.abc import Iterator, Mapping
 
 from ..errors import InvalidArgument, TooLarge
-from . import sparse
-from .fields import BLOCK as BLOCK
+from . import fields, sparse
 from .fields import Source, decimal, format_time, number, parse_time
 
+BLOCK = fields.BLOCK
 MAX_EXTENSION = 1 << 20
 """Bytes of one pax header or GNU long name."""
 MAX_NAME = 4096
