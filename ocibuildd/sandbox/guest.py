@@ -163,6 +163,7 @@ def become(
 ) -> NoReturn:
     """Carry out a plan.  fds: root, stdin, stdout, stderr, then one for each mount that has a source."""
     plan = spec.plan(message["spec"], message["fd_count"])
+    syscalls.unshare(syscalls.CLONE_NEWCGROUP)  # only now: the step's own group is to be its root
     root_mount, stdio, sources = fds[0], fds[1:4], fds[4:]
     _put(root_mount, f"{STAGE}/root")
     root = os.open(f"{STAGE}/root", PATH_FD | os.O_DIRECTORY)
@@ -178,9 +179,8 @@ def become(
         stdio = _terminal(sock, identity)
     if resolver.made:
         _report(sock, resolver.made)
-    limits = None
-    if plan.insecure is False:
-        limits = program
+    if "shm_size" in plan.limits:
+        _grow_shm(plan.limits["shm_size"])
     os.fchdir(root)
     syscalls.pivot_root(".", ".")
     syscalls.umount2(".", syscalls.MNT_DETACH)
@@ -191,8 +191,13 @@ def become(
         raise Failure(f"cwd {plan.cwd}: not inside the root file system", 126)
     _stdio(stdio, tty=plan.tty)
     _set_limits(plan)
-    _harden(sock, plan, identity, limits, single=single)
+    _harden(sock, plan, identity, None if plan.insecure else program, single=single)
     _execute(plan, identity)
+
+
+def _grow_shm(size: int) -> None:
+    options = {"mode": "1777", "size": str(size)}
+    _put(mounts.filesystem("tmpfs", options, PRIVATE), f"{STAGE}/root/dev/shm")
 
 
 def _working_directory(resolver: mounts.Resolver, path: str) -> int:

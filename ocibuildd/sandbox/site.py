@@ -17,6 +17,8 @@ from typing import Any, Literal
 from .. import syscalls
 from ..errors import Conflict, Unsupported
 from . import mounts, spec, userns
+from .cgroup import Cgroups
+from .cgroup import Cgroups
 from .network import Kind, NetnsLease, Network
 
 SIOCSIFFLAGS, SIOCGIFFLAGS, IFF_UP = 0x8914, 0x8913, 1
@@ -26,7 +28,8 @@ SIOCSIFFLAGS, SIOCGIFFLAGS, IFF_UP = 0x8914, 0x8913, 1
 class Site:
     """state: the daemon's directory.  devices: path descriptors of host nodes, by name; null: one of /dev/null.
 
-    proc: how a sandbox gets /proc.  network: None = only "none" and "host"."""
+    proc: how a sandbox gets /proc.  network: None = only "none" and "host".  cgroups: None = no limits
+    but resource limits."""
 
     state: bytes
     ids: userns.IdPlan
@@ -34,6 +37,8 @@ class Site:
     null: int = -1
     proc: Literal["new", "bind", "none"] = "new"
     network: Network | None = None
+    cgroups: Cgroups | None = None
+    cgroups: Cgroups | None = None
     filters: dict[bool, bytes] = field(default_factory=dict)
 
     @classmethod
@@ -43,6 +48,7 @@ class Site:
         site.null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
         for part in (b"trees", b"tmp"):
             os.makedirs(os.path.join(site.state, part), 0o700, exist_ok=True)
+        site.cgroups = Cgroups.detect()
         os.makedirs(site.empty, 0o755, exist_ok=True)
         os.chown(site.empty, ids.shift, ids.shift)
         for name, (major, minor) in spec.DEVICES.items():
@@ -127,7 +133,9 @@ class Site:
         network = self.network.describe() if self.network is not None else {"mode": "none"}
         return {
             "ids": self.ids.mode, "shift": self.shift, "count": self.ids.count, "proc": self.proc,
-            "network": network, "notes": list(self.ids.notes),
+            "network": network, "cgroup": "none" if self.cgroups is None else "v2",
+            "controllers": sorted(self.cgroups.controllers) if self.cgroups is not None else [],
+            "notes": list(self.ids.notes),
         }
 
     def close(self) -> None:

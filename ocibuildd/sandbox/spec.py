@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import math
 import posixpath
 import re
 from collections.abc import Mapping
@@ -312,8 +313,8 @@ def _limits(limits: Any) -> dict[str, int]:
     for key, value in limits.items():
         if key not in LIMITS:
             raise InvalidArgument(f"run: no limit is called {str(key)[:100]!r}")
-        if isinstance(value, str):
-            raise InvalidArgument(f"run: limit {key} is no number")
+        if isinstance(value, float) and key == "timeout":
+            value = math.ceil(value)
         if value:
             result[key] = _integer(value, f"limit {key}", 0, 1 << 62)
     return result

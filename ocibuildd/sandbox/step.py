@@ -18,6 +18,8 @@ from typing import Any, NoReturn
 
 from .. import errors, syscalls
 from . import guest, mounts, sources, spec, wire
+from .cgroup import Leaf, Usage
+from .cgroup import Leaf, Usage
 from .network import NetnsLease
 from .site import Site
 
@@ -30,6 +32,7 @@ class Sandbox:
     pidfd: int
     sock: socket.socket
     lease: NetnsLease
+    group: Leaf | None = None
 
     def kill(self) -> None:
         """SIGKILL to PID 1: the kernel ends everything in its pid namespace with it."""
@@ -42,6 +45,8 @@ class Sandbox:
         """Close what belongs to it.  It must have been reaped."""
         self.sock.close()
         os.close(self.pidfd)
+        if self.group is not None:
+            self.group.remove()
 
 
 def birth(site: Site, lease: NetnsLease) -> Sandbox:
@@ -76,7 +81,18 @@ def birth(site: Site, lease: NetnsLease) -> Sandbox:
         wire.close_all([fd for fd in (lease.userns, lease.netns, *devices.values()) if fd >= 0])
         # Its change of credentials made our memory undumpable: our own /proc files would be root's.
         syscalls.prctl(syscalls.PR_SET_DUMPABLE, 1)
-    return Sandbox(born[0], syscalls.pidfd_open(born[0]), ours, lease)
+    return Sandbox(born[0], syscalls.pidfd_open(born[0]), ours, lease, _group(site, born[0]))
+
+
+def _group(site: Site, pid: int) -> Leaf | None:
+    if site.cgroups is None:
+        return None
+    try:
+        leaf = site.cgroups.leaf("run")
+        leaf.add(pid)
+    except OSError:  # the subtree was taken away: steps run without limits, as on hosts that have none
+        return None
+    return leaf
 
 
 def _accept_oom() -> None:
@@ -145,11 +161,14 @@ class Step:
     guest_closed: bool = False
     deadline: float = 0.0
     told: bool = False
+    leaf: Leaf | None = None
 
     def begin(self, data: bytes, fds: list[int]) -> None:
         """Make the root file system, hand all to the guest.  Raises BuildError, OSError."""
         args = json.loads(data)
         plan = self.plan = spec.plan(args, len(fds))
+        if self.site.cgroups is not None and self.sandbox.group is not None:
+            self.site.cgroups.limit(self.sandbox.group, plan.limits)
         self.upper, work = sources.upper_of(self.site, plan, self.trash)
         self.trash.append(work)
         stack = [self.site.tree(name) for name in plan.lowers] or [self.site.empty]
@@ -165,12 +184,23 @@ class Step:
             ]
             given += behind
             files = sources.files(self.site, self.sandbox.lease, plan)
+            self._confine(plan)
             message = {"spec": args, "fd_count": len(fds), "files": files}
             wire.send(self.sandbox.sock, message, given)
         finally:
             wire.close_all([given[0], *given[4:]] if given else [])
         if "timeout" in plan.limits:
             self.deadline = self.started + plan.limits["timeout"]
+
+    def _confine(self, plan: spec.Plan) -> None:
+        """Put the guest in a control group of its own, where we have any to give."""
+        if self.site.cgroups is None:
+            return
+        try:
+            self.leaf = self.site.cgroups.leaf(plan.step or "step", plan.limits)
+            self.leaf.add(self.sandbox.pid)
+        except OSError:
+            return  # then the rlimits are what holds
 
     def stop(self, reason: str) -> None:
         """Kill the sandbox; the first reason counts."""
@@ -208,7 +238,8 @@ class Step:
             return status
         try:
             wall = time.monotonic() - self.started
-            self._tell({"result": outcome(self, self.plan, status, usage, wall)})
+            group = self.leaf.usage() if self.leaf is not None else Usage()
+            self._tell({"result": outcome(self, self.plan, status, usage, wall, group)})
         except errors.BuildError as error:
             self._tell({"error": error.to_dict()})
         except OSError as error:
@@ -255,8 +286,9 @@ def _remove_work(path: bytes) -> bool:
 
 
 def outcome(
-    step: Step, plan: spec.Plan, status: int, usage: resource.struct_rusage, wall: float
+    step: Step, plan: spec.Plan, status: int, usage: resource.struct_rusage, wall: float, group: Usage
 ) -> dict[str, Any]:
+    """The RunOutcome of a step.  Raises what the guest reported when it could not start."""
     failure = step.failure
     if failure is not None and "error" in failure:
         raise errors.from_dict(failure["error"])
@@ -264,8 +296,15 @@ def outcome(
         raise OSError(failure["errno"], failure["message"])
     code = os.waitstatus_to_exitcode(status)
     reason, message = step.reason, ""
+    used = step.sandbox.group.usage() if step.sandbox.group is not None else Usage()
+    if used.oom_kills and not reason:
+        limit = plan.limits.get("memory", 0)
+        reason, message = "oom", f"killed for want of memory, at {limit >> 20 or '?'} MiB"
     if not reason:
         reason = "signal" if code < 0 else "exit"
+    if group.oom_kills and code in {-signal.SIGKILL, 128 + signal.SIGKILL}:
+        reason = "oom"
+        message = f"out of memory: killed at {(group.memory_peak or plan.limits.get('memory', 0)) >> 20} MiB"
     if failure is not None:
         code, message = failure["exit_code"], failure["failed"]
     elif reason == "timeout":
@@ -280,9 +319,11 @@ def outcome(
         "reason": reason,
         "message": message,
         "usage": {
-            "wall": wall, "user": usage.ru_utime, "system": usage.ru_stime,
-            "max_rss": usage.ru_maxrss * 1024, "read": usage.ru_inblock * 512,
-            "written": usage.ru_oublock * 512,
+            "wall": wall, "user": used.cpu_user or usage.ru_utime,
+            "system": used.cpu_system or usage.ru_stime,
+            "max_rss": used.memory_peak or usage.ru_maxrss * 1024,
+            "read": used.read or usage.ru_inblock * 512,
+            "written": used.written or usage.ru_oublock * 512,
         },
     }
 
