@@ -64,7 +64,8 @@ class PlainDisplay(Display):
         current, total = event.get("current") or 0, event.get("total") or 0
         key = (vertex.number, ident)
         ended = bool(total) and current >= total
-        if not ended and when - self._told.get(key, -STATUS_INTERVAL) < STATUS_INTERVAL:
+        told = self._told.get(key, float("-inf"))
+        if told == float("inf") or (not ended and when - told < STATUS_INTERVAL):
             return
         self._told[key] = when if not ended else float("inf")
         self._write(f"#{vertex.number} {describe(event)}\n")
