@@ -92,6 +92,7 @@ class Build:
         self.error: BuildError | None = None
         self.answer: dict[str, Any] = {}
         self.traces: dict[str, Any] = {}
+        self.used: set[str] = set()
         self.task: asyncio.Task[None] | None = None
         self.debug = False
         self._site = site
@@ -214,7 +215,7 @@ class Build:
             raise
         self.traces |= explain.dump(plan, job.traces, prefix)
         final = watch.follower.finish()
-        self._site.store.records.touch(job.used)
+        self.used |= job.used
         cached = sum(1 for trace in job.traces.values() if trace.preimage and trace.cached)
         total = sum(1 for trace in job.traces.values() if trace.preimage)
         return _Made(plan, final, cached, total, images=watch.follower.images)

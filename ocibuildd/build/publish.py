@@ -151,13 +151,15 @@ class Publisher:
         store = self._store
         rows: dict[Digest, Image] = {}
         blobs: list[bytes] = []
+        configs: list[bytes] = []
         for ready in order.ready:
-            self._intermediate(order, ready, rows, blobs)
+            self._intermediate(order, ready, rows, configs)
             if keep:
                 self._final(order, ready, rows, blobs)
         if order.index is not None and keep:
             blobs.append(order.index)
         order.lease.add(blobs=store.blobs.put_many(list(dict.fromkeys(blobs))))
+        order.lease.add(blobs=store.blobs.put_many(list(dict.fromkeys(configs)), sync=False))
         moved = [name for name in order.names if keep and not self._named(order, name)]
         if not rows and not moved and order.index is None:
             return
@@ -206,7 +208,6 @@ class Publisher:
         composed = ready.final.composed
         known = self._store.images.get(composed.id)
         if known is not None and known.kind == "image" and known.manifest == ready.digest:
-            self._store.images.touch(composed.id)
             return
         own = [made.composed.id for made in ready.images if made.stage == ready.final.stage]
         parent = next((image for image in reversed(own) if image != composed.id), None)

@@ -144,9 +144,13 @@ class Builds:
         info = build.info
         with contextlib.suppress(Exception):
             explain.save(self._store, build.id, build.traces)
-        self._store.builds.finish(
-            build.id, info.state, result=msgspec.to_builtins(info), error=info.error or {}
-        )
+        with self._store.transaction():
+            self._store.records.touch(build.used)
+            if info.image and (image := self._store.images.get(info.image)) is not None:
+                self._store.images.touch(image.id)
+            self._store.builds.finish(
+                build.id, info.state, result=msgspec.to_builtins(info), error=info.error or {}
+            )
         self._live.pop(build.id, None)
         build.release()
         build.events.release()

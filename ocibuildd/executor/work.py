@@ -48,6 +48,7 @@ from .image import ImagePuller, ResolvedImage
 from .output import STEP_LOG_LIMIT, StepLog
 from .run import MountInput, Surroundings, run_spec
 from .source import Directory
+from .untouched import untouched
 
 PIPE_SIZE = 1 << 20
 READ_SIZE = 1 << 16
@@ -239,7 +240,8 @@ class StepExecutor:
                 keep = materials.on_failed(failed)
                 raise step_failed(op, outcome, tail, vertex)
             usage = outcome["usage"]
-            if _untouched(store.trees.path(tree) / "fs"):
+            below = [store.trees.path(each) / "fs" for each in lowers]
+            if untouched(store.trees.path(tree) / "fs", below):
                 return Work(usage=usage)
             keep = True
             layer = store.layers.new(inputs[0].chain[-1] if inputs[0].chain else 0, tree=tree)
@@ -339,15 +341,6 @@ def image_identity(image: ResolvedImage) -> str:
     """The identity of an image's root file system."""
     parts = [d for d in image.config.rootfs.diff_ids if d != EMPTY_TAR]
     return sha256("\n".join(["image", *parts]).encode()).hexdigest()
-
-
-def _untouched(upper: Any) -> bool:
-    """Did the step change nothing?  (Unreadable: then the diff will tell.)"""
-    try:
-        with os.scandir(upper) as entries:
-            return next(entries, None) is None
-    except OSError:
-        return False
 
 
 def _missing(found: Checksum, directory: Directory | None) -> BuildError:

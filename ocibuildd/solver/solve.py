@@ -21,6 +21,7 @@ from ocibuildd.runtime import spawn, until_done
 
 from . import cache, reasons
 from .job import Job, Run, Trace
+from .pending import PendingRecords
 from .schedule import Action, Evaluate, Finish, Resolve, Schedule, Start, Stop
 
 log = logging.getLogger(__name__)
@@ -36,8 +37,7 @@ class Solver:
         self, records: CacheIndex, transaction: Callable[[], AbstractContextManager[None]], *,
         limit: int = 0,
     ):
-        self._records = records
-        self._transaction = transaction
+        self._records = PendingRecords(records, transaction)
         self._schedule = Schedule(limit)
         self._jobs: dict[str, Job] = {}
         self._runs: dict[str, Run] = {}
@@ -61,6 +61,7 @@ class Solver:
             await job.done
             settled = {index: await settle(result) for index, result in job.results.items()}
             await _gone(job.tasks)  # each vertex has been told of
+            self._records.flush()
             return settled
         finally:
             mine = [run for run in self._runs.values() if run.job is job]
@@ -164,6 +165,7 @@ class Solver:
     def _unuse(self, job: Job) -> None:
         job.uses -= 1
         if job.uses == 0:
+            self._records.flush()  # their layers are this job's to hold
             job.release()
 
     # --- evaluation -----------------------------------------------------------------------------
@@ -226,7 +228,7 @@ class Solver:
         op = job.vertices[index].op
         # Downloads and checkouts are done with the build's own credentials: never shared.
         trace.key = f"pull/{op.digest}/{op.platform}" if isinstance(op, ImageSource) else (
-            f"{cache.digest(cache.describe(op))}/{job.id}"
+            f"{cache.digest([cache.describe(op)])}/{job.id}"
         )
         return self._want(job, index, trace.key, (), trace)
 
@@ -277,9 +279,8 @@ class Solver:
             job.used.add(key)
             return record.value, {}
         found = await job.executor.checksum(index, selection, source)
-        self._records.put(Record(
-            key, (), found["digest"], "", 0.0, time.time(), job.id, kind="internal",
-        ))
+        record = Record(key, (), found["digest"], "", 0.0, time.time(), job.id, kind="internal")
+        self._records.put([record])
         return found["digest"], found["files"]
 
     def _hit(self, job: Job, parent: Result, trace: Trace) -> Result | None:
@@ -396,9 +397,7 @@ class Solver:
         if work.standalone and work.layer is not None and content:
             own, value, known = chain[-1:], "standalone", content
         records.append(self._record(run, preimage, key, own, known, created, value=value))
-        with self._transaction():
-            for record in records:
-                self._records.put(record)
+        self._records.put(records)
         changed = chain[-1] if chain != parent.chain else None
         return Result(chain, identity, layer=changed, created=created)
 

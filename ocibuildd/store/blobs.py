@@ -219,8 +219,11 @@ class Blobs:
                 writer.commit(digest, len(data))
         return digest
 
-    def put_many(self, items: list[bytes]) -> list[Digest]:
-        """Several small blobs with one directory sync and one commit (configs of intermediate images)."""
+    def put_many(self, items: list[bytes], *, sync: bool = True) -> list[Digest]:
+        """Several small blobs with one directory sync and one commit (configs of intermediate images).
+
+        sync: False for what can be made again and whose loss is noticed when it is read (a blob is
+        verified then): nobody waits for the disk."""
         digests = [Digest.of(data) for data in items]
         fresh = {d: data for d, data in zip(digests, items, strict=True) if not self.has(d)}
         if not fresh:
@@ -231,11 +234,13 @@ class Blobs:
                 writer = self.writer()
                 writers.append(writer)
                 writer.write(data)
-                os.fsync(writer.fd)
+                if sync:
+                    os.fsync(writer.fd)
                 hit("blob.many-after-fsync")
                 os.rename(writer.path, self.file(digest))
                 writer.path = self.file(digest)
-            _sync_directory(self._state / "blobs" / "sha256")
+            if sync:
+                _sync_directory(self._state / "blobs" / "sha256")
         except OSError as error:
             for writer in writers:
                 writer.abort()
@@ -294,7 +299,7 @@ class Blobs:
         if self._db.one("SELECT 1 FROM blobs WHERE digest = ?", (digest,)) is not None:
             return False
         hit("blob.before-trash")
-        target = self._state / "trash" / f"blob-{digest.hex[:32]}-{next(self._names)}"
+        target = self._state / "trash" / f"blob-{digest.hex[:32]}-{time.time_ns()}"
         with contextlib.suppress(FileNotFoundError):
             os.rename(self.file(digest), target)
         return True
