@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from .faults import Fault
 from .globs import MAX_RESULT, Glob, trim_prefix, trim_suffix
@@ -28,6 +29,11 @@ _SPECIAL_NAMES = frozenset("@*#?-$!0")
 _SPACE = re.compile(f"[{SPACES}]+")
 _DIGITS = re.compile(r"\d+")
 _NAME = re.compile(r"\w*")
+_PLAIN_NAME = re.compile(r"\$([0-9]+|[@*#?$!-]|[A-Za-z_]\w*|)")
+
+
+def _shown(text: str) -> str:
+    return text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + "…"
 
 
 @dataclass(slots=True)
@@ -78,13 +84,50 @@ class Expander:
         """Expand a word without splitting it (``words`` stays empty).  Raises Fault."""
         if not self.special(word):
             return Expansion(word)
+        if self._only_names(word):
+            return self._fill_in(word, env)
         scanner = _Scanner(self, SURROGATES.sub("\ufffd", word), env, split=False)
         text = scanner.run(word)
         return Expansion(text, [], scanner.matched, scanner.unmatched)
 
+    def _only_names(self, word: str) -> bool:
+        """Whether ``$name`` is all that there is to expand."""
+        if "${" in word or self.escape in word or not word.isascii():
+            return False
+        return self.skip_quotes or ("'" not in word and '"' not in word)
+
+    def _fill_in(self, word: str, env: Mapping[str, str]) -> Expansion:
+        found = Expansion("")
+        size = len(word)
+
+        def value_of(match: re.Match[str]) -> str:
+            nonlocal size
+            name = match[1]
+            if not name:
+                return "$"
+            value = env.get(name)
+            if value is None:
+                found.unmatched[name] = None
+                return match[0] if self.keep_unset else ""
+            found.matched[name] = None
+            size += len(value)
+            if size > MAX_RESULT:
+                message = f"expansion gives more than {MAX_RESULT:,} characters"
+                raise Fault(f"failed to process {quote(_shown(word))}: {message}")
+            return value
+
+        found.text = _PLAIN_NAME.sub(value_of, word)
+        return found
+
     def special(self, word: str) -> bool:
         """Whether expansion could change the word."""
         return "$" in word or self.escape in word or "'" in word or '"' in word or not word.isascii()
+
+
+@lru_cache(maxsize=64)
+def _run_of(escape: str, quotes: str, stop: str) -> re.Pattern[str]:
+    """Characters that mean nothing special before ``stop``."""
+    return re.compile(f"[^${quotes}{re.escape(escape)}{re.escape(stop)}]+")
 
 
 class _Words:
@@ -124,7 +167,7 @@ class _Scanner:
     """One pass over one word."""
 
     __slots__ = (
-        "chunk", "depth", "end", "env", "how", "inner", "matched", "pos", "raw_escapes", "size", "split", "text",
+        "depth", "end", "env", "how", "inner", "matched", "pos", "raw_escapes", "size", "split", "text",
         "unmatched", "words",
     )
 
@@ -141,22 +184,19 @@ class _Scanner:
         self.unmatched: dict[str, None] = {}
         self.depth = 0
         self.size = 0
-        escape = re.escape(how.escape)
-        self.chunk = re.compile(rf"[^${escape}]+" if how.skip_quotes else rf"[^$'\"{escape}]+")
-        self.inner = re.compile(rf'[^$"{escape}]+')
+        self.inner = _run_of(how.escape, '"', "")
 
     def run(self, source: str) -> str:
         try:
             return self.until("")
         except Fault as fault:
-            shown = source if len(source) <= MAX_SHOWN else source[:MAX_SHOWN] + "…"
-            raise Fault(f"failed to process {quote(shown)}: {fault.message}", mark=fault.mark) from None
+            raise Fault(f"failed to process {quote(_shown(source))}: {fault.message}", mark=fault.mark) from None
 
     def until(self, stop: str) -> str:
         """Read to the ``stop`` character (consumed), or to the end for ""."""
         out: list[str] = []
         words = _Words() if self.split and not stop else None
-        chunk = self._chunk_to(stop) if stop else self.chunk
+        chunk = _run_of(self.how.escape, "" if self.how.skip_quotes else "'\"", stop)
         text, quotes = self.text, not self.how.skip_quotes
         while self.pos < self.end:
             found = chunk.match(text, self.pos)
@@ -182,10 +222,6 @@ class _Scanner:
             words.close()
             self.words = words.words
         return "".join(out)
-
-    def _chunk_to(self, stop: str) -> re.Pattern[str]:
-        quotes = "" if self.how.skip_quotes else "'\""
-        return re.compile(rf"[^${quotes}{re.escape(self.how.escape)}{re.escape(stop)}]+")
 
     def _emit(self, text: str, out: list[str], words: _Words | None, *, raw: bool) -> None:
         self.size += len(text)

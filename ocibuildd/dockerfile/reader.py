@@ -41,6 +41,8 @@ from .syntax import Node
 
 NETWORKS = ("default", "none", "host")
 SECURITIES = ("sandbox", "insecure")
+MAX_SOURCES = 10_000
+"""Of one COPY or ADD."""
 MIN_INTERVAL = 1_000_000
 """Nanoseconds: the shortest interval of a health check."""
 
@@ -235,6 +237,8 @@ def _transfer(node: Node, flags: Flags) -> dict[str, Any]:
     dest = node.args[-1]
     if maybe_heredoc(dest) is not None:
         raise Fault(f"{node.value.upper()} cannot accept a heredoc as a destination", mark=dest)
+    if len(node.args) > MAX_SOURCES:
+        raise Fault(f"{len(node.args) - 1:,} sources, at most {MAX_SOURCES - 1:,} are taken")
     bodies = {heredoc.name: heredoc.content for heredoc in node.heredocs}
     sources: list[str] = []
     contents: list[Inline] = []
