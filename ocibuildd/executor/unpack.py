@@ -27,6 +27,8 @@ from ..store import Store
 
 PARALLEL = 3
 """Layers that are unpacked at once by one call."""
+REMOVE_DELAY = 0.25
+"""Seconds that a tree thrown away waits for others: a job costs more than deleting a small one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,7 @@ class Unpacker:
         self._locks: WeakValueDictionary[Any, asyncio.Lock] = WeakValueDictionary()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._slots = asyncio.Semaphore(PARALLEL)
+        self._trash: list[str] = []
 
     def lock(self, key: object) -> asyncio.Lock:
         """The lock of that name, for as long as somebody holds on to it."""
@@ -90,13 +93,16 @@ class Unpacker:
             self._store.trees.forget(tree)
         path = self._store.trees.discard(tree)
         if path is not None:
-            spawn(self._tasks, asyncio.ensure_future(self._remove(str(path))))
+            self._trash.append(str(path))
+            if len(self._trash) == 1:
+                spawn(self._tasks, asyncio.ensure_future(self._remove()))
 
-    async def _remove(self, path: str) -> None:
-        with contextlib.suppress(
-            BuildError, OSError
-        ):  # what stays in the trash goes at the next start
-            await self._nsd.call("remove", {"paths": [path]})
+    async def _remove(self) -> None:
+        """One job for all that is thrown away within a moment."""
+        await asyncio.sleep(REMOVE_DELAY)
+        paths, self._trash = self._trash, []
+        with contextlib.suppress(BuildError, OSError):  # what stays goes at the next start
+            await self._nsd.call("remove", {"paths": paths})
 
     async def close(self) -> None:
         """Wait for removals under way."""

@@ -238,4 +238,6 @@ class Model(RuleBasedStateMachine):
 
 
 TestModel = Model.TestCase
-TestModel.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
+TestModel.settings = settings(
+    max_examples=80, stateful_step_count=40, deadline=None, database=None
+)
