@@ -120,7 +120,10 @@ def cpu_mask(text: str) -> int:
 
 @dataclass(slots=True)
 class Leaf:
-    """The group of one step.  unenforced: limits that no controller is there for."""
+    """The group of one step.  unenforced: limits that no controller is there for.
+
+    Moving a process takes milliseconds (the kernel waits for all CPUs), so a guest is moved in when it
+    is made, and gets its limits when it is used."""
 
     path: str
     unenforced: tuple[str, ...] = ()
@@ -207,8 +210,8 @@ class Cgroups:
         enabled = set(_read(f"{path}/cgroup.subtree_control").split())
         return cls(path, frozenset(enabled & available & set(CONTROLLERS)))
 
-    def leaf(self, name: str, limits: Mapping[str, int]) -> Leaf:
-        """A fresh group for a step, with RunSpec's limits.  Raises OSError, ValueError (the name)."""
+    def leaf(self, name: str) -> Leaf:
+        """A fresh group, without limits.  Raises OSError, ValueError (the name)."""
         if not _NAME.match(name):
             raise ValueError(f"group name {name[:100]!r}")
         while True:
@@ -216,20 +219,23 @@ class Cgroups:
             path = f"{self.path}/step-{name}-{self._count}"
             try:
                 os.mkdir(path, 0o755)
-                break
+                return Leaf(path)
             except FileExistsError:  # another nsd's, before a restart
                 continue
+
+    def limit(self, leaf: Leaf, limits: Mapping[str, int]) -> None:
+        """Set RunSpec's limits; ``leaf.unenforced`` tells which could not be."""
         unenforced: list[str] = []
         for controller, file, value in settings(limits):
             try:
                 if controller not in self.controllers:
                     raise FileNotFoundError(file)
-                _write(f"{path}/{file}", value)
+                _write(f"{leaf.path}/{file}", value)
             except OSError:
                 # no swap accounting, no oom.group: the limit itself still holds
                 if file not in {"memory.swap.max", "memory.oom.group"}:
                     unenforced.append(file)
-        return Leaf(path, tuple(unenforced))
+        leaf.unenforced = tuple(unenforced)
 
     def sweep(self) -> int:
         """Kill and remove steps that an earlier nsd left behind; how many there were."""

@@ -71,7 +71,8 @@ class NetnsLease:
 
     userns: descriptor of U1 (``setns`` with CLONE_NEWUSER).  netns: descriptor of the network
     namespace, lo up, address and default route set; -1 for "host".  address, address6: the sandbox's
-    own addresses ("" where it has none).  Both descriptors are close-on-exec and belong to the lease.
+    own addresses ("" where it has none).  generation: see ``Network.current``.  Both descriptors are
+    close-on-exec and belong to the lease.
     """
 
     kind: Kind
@@ -80,6 +81,7 @@ class NetnsLease:
     address: str
     address6: str
     slot: int
+    generation: int = 0
 
 
 def find_program(name: str) -> str:
@@ -116,6 +118,7 @@ class Network:
         self._size, self._wanted_mode = pool, mode
         self._ready: deque[NetnsLease] = deque()
         self._asked = 0
+        self._generation = 0
         self._sock: socket.socket | None = None
         self._pid, self._pidfd = 0, -1
         self._up = False
@@ -184,6 +187,7 @@ class Network:
             finally:
                 os._exit(1)
         theirs.close()
+        self._generation += 1
         self._pid, self._pidfd, self._sock = pid, os.pidfd_open(pid), ours
         deadline = time.monotonic() + START_TIMEOUT
         while not self._up:
@@ -296,7 +300,7 @@ class Network:
             return
         self._ready.append(NetnsLease(
             kind, fds[0], fds[1] if len(fds) > 1 else -1, message["address"], message["address6"],
-            message["slot"],
+            message["slot"], self._generation,
         ))
 
     def lease(self, kind: Kind) -> NetnsLease:
@@ -339,6 +343,10 @@ class Network:
             found = self._pop(kind)
             if found is not None:
                 return found
+
+    def current(self, lease: NetnsLease) -> bool:
+        """Whether the lease's network still is: it goes when the worker dies, with all that it made."""
+        return lease.kind != "default" or lease.generation == self._generation
 
     def release(self, lease: NetnsLease) -> None:
         """Close the lease's descriptors; the kernel removes the namespaces with their last process."""

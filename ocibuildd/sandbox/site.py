@@ -18,7 +18,6 @@ from .. import syscalls
 from ..errors import Conflict, Unsupported
 from . import mounts, spec, userns
 from .cgroup import Cgroups
-from .cgroup import Cgroups
 from .network import Kind, NetnsLease, Network
 
 SIOCSIFFLAGS, SIOCGIFFLAGS, IFF_UP = 0x8914, 0x8913, 1
@@ -38,7 +37,6 @@ class Site:
     proc: Literal["new", "bind", "none"] = "new"
     network: Network | None = None
     cgroups: Cgroups | None = None
-    cgroups: Cgroups | None = None
     filters: dict[bool, bytes] = field(default_factory=dict)
 
     @classmethod
@@ -49,6 +47,8 @@ class Site:
         for part in (b"trees", b"tmp"):
             os.makedirs(os.path.join(site.state, part), 0o700, exist_ok=True)
         site.cgroups = Cgroups.detect()
+        if site.cgroups is not None:
+            site.cgroups.sweep()
         os.makedirs(site.empty, 0o755, exist_ok=True)
         os.chown(site.empty, ids.shift, ids.shift)
         for name, (major, minor) in spec.DEVICES.items():

@@ -19,7 +19,6 @@ from typing import Any, NoReturn
 from .. import errors, syscalls
 from . import guest, mounts, sources, spec, wire
 from .cgroup import Leaf, Usage
-from .cgroup import Leaf, Usage
 from .network import NetnsLease
 from .site import Site
 
@@ -161,7 +160,6 @@ class Step:
     guest_closed: bool = False
     deadline: float = 0.0
     told: bool = False
-    leaf: Leaf | None = None
 
     def begin(self, data: bytes, fds: list[int]) -> None:
         """Make the root file system, hand all to the guest.  Raises BuildError, OSError."""
@@ -184,23 +182,12 @@ class Step:
             ]
             given += behind
             files = sources.files(self.site, self.sandbox.lease, plan)
-            self._confine(plan)
             message = {"spec": args, "fd_count": len(fds), "files": files}
             wire.send(self.sandbox.sock, message, given)
         finally:
             wire.close_all([given[0], *given[4:]] if given else [])
         if "timeout" in plan.limits:
             self.deadline = self.started + plan.limits["timeout"]
-
-    def _confine(self, plan: spec.Plan) -> None:
-        """Put the guest in a control group of its own, where we have any to give."""
-        if self.site.cgroups is None:
-            return
-        try:
-            self.leaf = self.site.cgroups.leaf(plan.step or "step", plan.limits)
-            self.leaf.add(self.sandbox.pid)
-        except OSError:
-            return  # then the rlimits are what holds
 
     def stop(self, reason: str) -> None:
         """Kill the sandbox; the first reason counts."""
@@ -238,7 +225,7 @@ class Step:
             return status
         try:
             wall = time.monotonic() - self.started
-            group = self.leaf.usage() if self.leaf is not None else Usage()
+            group = self.sandbox.group.usage() if self.sandbox.group is not None else Usage()
             self._tell({"result": outcome(self, self.plan, status, usage, wall, group)})
         except errors.BuildError as error:
             self._tell({"error": error.to_dict()})
@@ -296,10 +283,6 @@ def outcome(
         raise OSError(failure["errno"], failure["message"])
     code = os.waitstatus_to_exitcode(status)
     reason, message = step.reason, ""
-    used = step.sandbox.group.usage() if step.sandbox.group is not None else Usage()
-    if used.oom_kills and not reason:
-        limit = plan.limits.get("memory", 0)
-        reason, message = "oom", f"killed for want of memory, at {limit >> 20 or '?'} MiB"
     if not reason:
         reason = "signal" if code < 0 else "exit"
     if group.oom_kills and code in {-signal.SIGKILL, 128 + signal.SIGKILL}:
@@ -319,11 +302,11 @@ def outcome(
         "reason": reason,
         "message": message,
         "usage": {
-            "wall": wall, "user": used.cpu_user or usage.ru_utime,
-            "system": used.cpu_system or usage.ru_stime,
-            "max_rss": used.memory_peak or usage.ru_maxrss * 1024,
-            "read": used.read or usage.ru_inblock * 512,
-            "written": used.written or usage.ru_oublock * 512,
+            "wall": wall, "user": group.cpu_user or usage.ru_utime,
+            "system": group.cpu_system or usage.ru_stime,
+            "max_rss": group.memory_peak or usage.ru_maxrss * 1024,
+            "read": group.read or usage.ru_inblock * 512,
+            "written": group.written or usage.ru_oublock * 512,
         },
     }
 

@@ -188,7 +188,10 @@ class Zygote:
     def _sandbox(self, kind: str) -> Sandbox:
         ready = self.ready.pop(str(kind), None)
         if ready is not None:
-            if not os.waitid(os.P_PID, ready.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            network = self.site.network
+            if network is not None and not network.current(ready.lease):
+                ready.kill()
+            elif not os.waitid(os.P_PID, ready.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
                 return ready
             os.waitpid(ready.pid, 0)
             ready.release()

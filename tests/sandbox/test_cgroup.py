@@ -110,7 +110,7 @@ def group():
 
 def test_a_whole_tree_of_processes_is_killed_at_once(group):
     groups = Cgroups.at(str(group))
-    leaf = groups.leaf("a", {})
+    leaf = groups.leaf("a")
     child = subprocess.Popen(["sh", "-c", "read x; (setsid sleep 60 &); sleep 60"], stdin=subprocess.PIPE)
     leaf.add(child.pid)
     child.stdin.write(b"\n")
@@ -128,7 +128,8 @@ def test_a_whole_tree_of_processes_is_killed_at_once(group):
 
 def test_limits_without_a_controller_are_told(group):
     groups = Cgroups.at(str(group))
-    leaf = groups.leaf("a", {"memory": 1 << 20, "pids": 5})
+    leaf = groups.leaf("a")
+    groups.limit(leaf, {"memory": 1 << 20, "pids": 5})
     wanted = {"memory": "memory.max", "pids": "pids.max"}
     missing = {file for controller, file in wanted.items() if controller not in groups.controllers}
     assert set(leaf.unenforced) == missing
@@ -149,7 +150,7 @@ def test_our_processes_move_out_of_a_group_that_gets_children(group):
 def test_steps_of_an_earlier_life_are_swept(group):
     groups = Cgroups.at(str(group))
     child = subprocess.Popen(["sleep", "60"])
-    groups.leaf("old", {}).add(child.pid)
+    groups.leaf("old").add(child.pid)
     assert Cgroups.at(str(group)).sweep() == 1
     assert child.wait(2) == -signal.SIGKILL
 
@@ -158,4 +159,4 @@ def test_names_that_are_no_names_are_refused(group):
     groups = Cgroups.at(str(group))
     for name in ("", "../x", "a/b", "A", "-x"):
         with pytest.raises(ValueError, match="group name"):
-            groups.leaf(name, {})
+            groups.leaf(name)
