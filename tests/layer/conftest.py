@@ -10,11 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from ocibuildd.errors import BuildError
 from ocibuildd.layer import apply as layer_apply
 from ocibuildd.layer import tar
 from ocibuildd.sandbox import userns
+
+settings.register_profile("here", database=None, deadline=None)  # no .hypothesis directory is left behind
+settings.load_profile("here")
 
 MTIME = 1_700_000_000_123_456_789
 
