@@ -18,6 +18,7 @@ from .. import errors, syscalls
 from ..ports import Capabilities
 from ..runtime import until_done
 from . import wire
+from .cgroup import Cgroups
 
 START_TIMEOUT = 30.0
 """Seconds for nsd to say that it is ready."""
@@ -29,6 +30,8 @@ BOOT = (
     "import sys, json; sys.path[:] = json.loads(sys.argv[1]); from ocibuildd import nsd; nsd.main()"
 )
 
+ENDED = "nsd, which runs the steps, ended; it is started again with the next one"
+
 OnEvent = Callable[[dict[str, Any], list[int]], None]
 
 
@@ -38,6 +41,7 @@ async def start(state_dir: Path, *, config: Mapping[str, Any] | None = None) -> 
     config: {"keep_ready": bool (one prepared sandbox a network mode), "network": bool (the build
     network)}, both true unless said otherwise.
     Raises Unsupported with the fix as hint when the host lacks what is needed, Unavailable."""
+    Cgroups.detect()  # moves us out of the way, into a leaf of the delegated subtree, if there is one
     client = NsdClient(state_dir, dict(config or {}))
     await client.ensure()
     return client
@@ -70,7 +74,8 @@ class NsdClient:
             if self._process is not None and self._process.alive():
                 return self._process
             if self._process is not None:
-                self._process.reap()
+                process, self._process = self._process, None
+                await process.stop()
             self._process, ready = await _spawn(self._state, self._config)
             self.capabilities = _capabilities(ready)
             return self._process
@@ -90,12 +95,12 @@ class NsdClient:
         ours, theirs = wire.pair()
         try:
             with theirs:
-                process = await self._send(data, [theirs.fileno(), *fds])
-            return await _Call(ours, process, on_event).result()
+                await self._send(data, [theirs.fileno(), *fds])
+            return await _Call(ours, on_event).result()
         finally:
             ours.close()
 
-    async def _send(self, data: bytes, fds: list[int]) -> _Process:
+    async def _send(self, data: bytes, fds: list[int]) -> None:
         """To whichever nsd takes it: one that is dying isn't dead yet, and has taken nothing."""
         process = await self.ensure()
         try:
@@ -103,7 +108,6 @@ class NsdClient:
         except errors.Unavailable:
             process = await self.ensure()
             await process.send(data, fds)
-        return process
 
     async def close(self) -> None:
         """End nsd and with it every job.  Idempotent."""
@@ -125,13 +129,14 @@ class _Process:
         self._sending = asyncio.Lock()
 
     def alive(self) -> bool:
-        """Is it still running?  One system call."""
-        if self._dead:
-            return False
-        try:
-            self._dead = os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
-        except ChildProcessError:
-            self._dead = True
+        """Is it still running?  Its socket tells first: it closes while the process is still ending."""
+        if not self._dead:
+            try:
+                self._dead = not self.control.recv(1, socket.MSG_PEEK)
+            except BlockingIOError:
+                return True
+            except OSError:
+                self._dead = True
         return not self._dead
 
     async def send(self, data: bytes, fds: list[int]) -> None:
@@ -146,32 +151,26 @@ class _Process:
                     await _writable(loop, self.control)
                 except (BrokenPipeError, ConnectionError) as error:
                     self._dead = True
-                    raise errors.Unavailable("nsd ended; it is being started again") from error
-
-    def reap(self) -> None:
-        """Release a dead one."""
-        with contextlib.suppress(ChildProcessError):
-            os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED | os.WNOHANG)
-        os.close(self.pidfd)
-        self.control.close()
+                    raise errors.Unavailable(ENDED) from error
 
     async def stop(self) -> None:
-        """Close the socket, wait, kill if need be, reap."""
+        """Close the socket, wait for the end, kill if need be, reap.  Also right for one that has died."""
         with contextlib.suppress(OSError):
             self.control.shutdown(socket.SHUT_RDWR)
-        if self.alive() and not await _readable(self.pidfd, STOP_TIMEOUT):
+        if not await _readable(self.pidfd, STOP_TIMEOUT):
             with contextlib.suppress(ProcessLookupError):
                 syscalls.pidfd_send_signal(self.pidfd, signal.SIGKILL)
             await _readable(self.pidfd, STOP_TIMEOUT)
-        self.reap()
+        _wait(self.pidfd, os.WNOHANG)
+        os.close(self.pidfd)
+        self.control.close()
 
 
 class _Call:
     """One job under way: messages in, one result out."""
 
-    def __init__(self, sock: socket.socket, process: _Process, on_event: OnEvent | None):
+    def __init__(self, sock: socket.socket, on_event: OnEvent | None):
         self._sock = sock
-        self._process = process
         self._on_event = on_event
         self._loop = asyncio.get_running_loop()
         self._done: asyncio.Future[dict[str, Any]] = self._loop.create_future()
@@ -224,10 +223,8 @@ class _Call:
     def _ended(self) -> None:
         if self._cancelled:
             self._fail(errors.Cancelled("the job was cancelled"))
-        elif not self._process.alive():
-            self._fail(errors.Unavailable("nsd ended while the job ran; it is being started again"))
-        else:
-            self._fail(errors.BuildError("nsd: the job's process ended without an answer"))
+        else:  # nsd answers for a job that died: so it was nsd
+            self._fail(errors.Unavailable(ENDED))
 
     def _fail(self, error: Exception) -> None:
         if not self._done.done():
@@ -281,9 +278,9 @@ async def _spawn(state_dir: Path, config: dict[str, Any]) -> tuple[_Process, dic
         await _reap_first(first)
 
 
-def _wait(pidfd: int) -> None:
+def _wait(pidfd: int, flags: int = 0) -> None:
     with contextlib.suppress(ChildProcessError):
-        os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
+        os.waitid(os.P_PIDFD, pidfd, os.WEXITED | flags)
 
 
 async def _reap_first(process: subprocess.Popen[bytes]) -> None:

@@ -1,0 +1,185 @@
+"""What remains when a step is cancelled, main leaves or nsd is killed: nothing; and that it goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from sandboxes import opened
+
+from ocibuildd import errors
+
+
+def processes(marker: str) -> list[int]:
+    """Processes whose command line has ``marker``."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            if entry.name.isdigit() and marker.encode() in (entry / "cmdline").read_bytes():
+                found.append(int(entry.name))
+        except OSError:
+            continue
+    return [pid for pid in found if pid != os.getpid()]
+
+
+async def gone(marker: str, seconds: float = 1.0) -> bool:
+    """Are they all gone within ``seconds``?"""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if not processes(marker):
+            return True
+        await asyncio.sleep(0.02)
+    return False
+
+
+async def until(marker: str) -> None:
+    """Wait until such a process runs."""
+    for _ in range(250):
+        if processes(marker):
+            return
+        await asyncio.sleep(0.02)
+    raise AssertionError(f"no process has {marker}")
+
+
+@pytest.fixture
+async def box(state_dir):
+    box = await opened(state_dir)
+    yield box
+    await box.client.close()
+
+
+def sleeper(seconds: str) -> str:
+    """A step with children that ignore what can be ignored."""
+    return f"trap '' TERM INT HUP; (setsid sh -c 'trap \"\" TERM; sleep {seconds}' &) ; sleep {seconds}; true"
+
+
+async def test_cancelling_leaves_no_process(box):
+    task = asyncio.create_task(box.sh(sleeper("31.41")))
+    await until("31.41")
+    started = time.monotonic()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert not processes("31.41")
+    assert time.monotonic() - started < 1
+
+
+async def test_cancelling_twice_is_cancelling(box):
+    task = asyncio.create_task(box.sh(sleeper("31.42")))
+    await until("31.42")
+    task.cancel()
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert not processes("31.42")
+
+
+async def test_a_daemon_that_a_step_leaves_behind_ends_with_it(box):
+    await box.sh("(setsid sleep 31.43 &); true")
+    assert await gone("31.43")
+
+
+async def test_a_stopped_step_can_be_cancelled(box):
+    task = asyncio.create_task(box.sh("sleep 31.44 & kill -STOP $!; wait"))
+    await until("31.44")
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert not processes("31.44")
+
+
+async def test_killing_nsd_ends_its_steps_and_the_next_call_works(box):
+    task = asyncio.create_task(box.sh(sleeper("31.45")))
+    await until("31.45")
+    before = box.client.pid
+    os.kill(before, signal.SIGKILL)
+    with pytest.raises(errors.Unavailable):
+        await task
+    assert await gone("31.45")
+    assert (await box.sh("echo again")).output == "again\n"
+    assert box.client.pid != before
+
+
+async def test_closing_ends_everything(box):
+    task = asyncio.create_task(box.sh(sleeper("31.46")))
+    await until("31.46")
+    pid = box.client.pid
+    await box.client.close()
+    with pytest.raises(errors.Unavailable):
+        await task
+    assert await gone("31.46")
+    assert not Path(f"/proc/{pid}").exists()
+    with pytest.raises(errors.Unavailable):
+        await box.sh("true")
+
+
+async def test_cancelling_another_job_kills_it(box):
+    read_end, write_end = os.pipe()
+    args = {"tree": "never", "lowers": [], "expect_diff_id": "", "limits": {}}
+    task = asyncio.create_task(box.client.call("apply", args, [read_end]))
+    await asyncio.sleep(0.2)
+    task.cancel()
+    started = time.monotonic()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert time.monotonic() - started < 1
+    os.close(read_end)
+    os.close(write_end)
+
+
+async def test_an_unknown_job_is_refused(box):
+    with pytest.raises(errors.InvalidArgument):
+        await box.client.call("nonsense", {})
+    with pytest.raises(errors.BuildError):
+        await box.client.call("remove", {"paths": 3})
+    assert (await box.sh("true")).code == 0
+
+
+def census(pid: int) -> tuple[int, int, int]:
+    """nsd's descriptors, mounts and children."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    mounts = Path(f"/proc/{pid}/mountinfo").read_text().count("\n")
+    return len(os.listdir(f"/proc/{pid}/fd")), mounts, len(children)
+
+
+async def settled(pid: int, expected: tuple[int, int, int]) -> tuple[int, int, int]:
+    """The census once background work has ended, or what it is after two seconds."""
+    for _ in range(40):
+        if census(pid) == expected:
+            break
+        await asyncio.sleep(0.05)
+    return census(pid)
+
+
+async def test_many_steps_leave_nothing_behind(box):
+    await box.sh("true")
+    pid = box.client.pid
+    await asyncio.sleep(0.5)
+    before = census(pid)
+    ours = len(os.listdir("/proc/self/fd"))
+    for _ in range(10):
+        await asyncio.gather(*(box.sh("echo hi > /f; ls /") for _ in range(3)))
+    with pytest.raises(errors.BuildError):
+        await box.run("true", user="nobody")
+    assert await settled(pid, before) == before
+    assert len(os.listdir("/proc/self/fd")) == ours
+    assert os.listdir(box.state / "tmp") == []
+
+
+async def test_a_prepared_sandbox_is_used_and_made_again(state_dir):
+    box = await opened(state_dir, keep_ready=True)
+    try:
+        for _ in range(3):
+            assert (await box.sh("echo $$")).output == "1\n"
+            await asyncio.sleep(0.1)
+        children = Path(f"/proc/{box.client.pid}/task/{box.client.pid}/children").read_text().split()
+        ready = [pid for pid in children if b"ocibuild" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        assert ready
+        assert (await box.sh("echo more")).output == "more\n"
+    finally:
+        await box.client.close()
