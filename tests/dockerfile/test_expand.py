@@ -1,0 +1,112 @@
+"""Expansion: modifiers, patterns, quoting, and what it must not cost."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from ocibuildd.dockerfile.expand import Expander, Work
+from ocibuildd.dockerfile.faults import Fault
+
+ENV = {"set": "value", "empty": "", "path": "/a/b.tar.gz", "x": "xyx", "words": "a  b"}
+
+
+@pytest.mark.parametrize(
+    ("word", "wanted"),
+    [
+        ("$set-${set}", "value-value"),
+        ("${unset:-w}${empty:-w}${empty-w}${set:-w}", "wwvalue"),
+        ("${unset:+w}${empty:+w}${empty+w}${set+w}", "ww"),
+        ("${set:?no}${empty?no}", "value"),
+        ("${unset:-${unset:-${set}}}", "value"),
+        ("${path#*/}", "a/b.tar.gz"),
+        ("${path##*/}", "b.tar.gz"),
+        ("${path%.*}", "/a/b.tar"),
+        ("${path%%.*}", "/a/b"),
+        ("${path#?a}", "/b.tar.gz"),
+        ("${path#nothing}", "/a/b.tar.gz"),
+        ("${path/a/A}", "/A/b.tar.gz"),
+        ("${path//a/A}", "/A/b.tAr.gz"),
+        ("${path//\\//_}", "_a_b.tar.gz"),
+        ("${x//?/-}", "---"),
+        ("${x/x*/}", ""),
+        ("\\$set '$set' \"$set\"", "$set $set value"),
+        ("$set\\", "value"),
+        ("$$set $! $0 $.", "set   $."),
+        ("a\\b\"a\\b\"", "aba\\b"),
+    ],
+)
+def test_a_word_expands(word: str, wanted: str) -> None:
+    assert Expander().word(word, ENV).text == wanted
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("${unset:?say why}", "unset: say why"),
+        ("${unset?}", "unset: is not allowed to be unset"),
+        ("${empty:?}", "empty: is not allowed to be empty"),
+        ("${", "missing '}'"),
+        ("${}", "bad substitution"),
+        ("${set", "unsupported modifier"),
+        ("${set:-", "missing '}'"),
+        ("${set!x}", "unsupported modifier \\(!\\)"),
+        ("${set/a}", "missing '/'"),
+        ("${set#\\x}", "invalid escape"),
+        ("'a", "matching single-quote"),
+        ('"a', "matching double-quote"),
+    ],
+)
+def test_a_broken_word_says_what_is_wrong(word: str, message: str) -> None:
+    with pytest.raises(Fault, match=message):
+        Expander().word(word, ENV)
+
+
+def test_the_other_escape_token_quotes_instead() -> None:
+    assert Expander("`").word("`$set \\$set", ENV).text == "$set \\value"
+
+
+def test_used_names_are_told_apart() -> None:
+    found = Expander().word("$set ${nope:-$neither} $set", ENV)
+    assert list(found.matched) == ["set"]
+    assert sorted(found.unmatched) == ["neither", "nope"]
+
+
+def test_only_unquoted_results_split() -> None:
+    assert Expander().expand('$words "$words" \'$words\'', ENV).words == ["a", "b", "a  b", "$words"]
+
+
+def test_here_documents_keep_their_quotes() -> None:
+    body = "\"$set\" '$set' \\$set"
+    assert Expander("\\", skip_quotes=True).word(body, ENV).text == "\"value\" 'value' $set"
+
+
+def test_undecodable_bytes_become_replacement_characters_when_expanded() -> None:
+    assert Expander().word("$set\udcff", ENV).text == "value\ufffd"
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "$" * 300_000,
+        "${" * 150_000,
+        '"' * 300_000,
+        "${a:-" * 60_000,
+        "\\" * 300_000,
+        "${v//*a*a*a*b/c}" * 20_000,
+        "${v##*a*a*a*a*a*a*a*a*b}",
+    ],
+)
+def test_hostile_words_answer_quickly(word: str) -> None:
+    started = time.perf_counter()
+    try:
+        Expander(work=Work()).word(word, {"v": "a" * 5000})
+    except Fault:
+        pass
+    assert time.perf_counter() - started < 2.5
+
+
+def test_what_a_word_expands_to_is_bounded() -> None:
+    with pytest.raises(Fault, match="more than"):
+        Expander().word("$v" * 100, {"v": "x" * 100_000})

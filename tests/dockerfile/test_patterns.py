@@ -1,0 +1,141 @@
+"""Go's patterns: COPY wildcards and .dockerignore files."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ocibuildd.model.patterns import BadPattern, Ignore, clean, has_wildcard, match, parse_ignore
+
+
+@pytest.mark.parametrize(
+    ("pattern", "name", "wanted"),
+    [
+        ("abc", "abc", True),
+        ("*", "abc", True),
+        ("*c", "abc", True),
+        ("a*", "ab/c", False),
+        ("a*/b", "abc/b", True),
+        ("a*/b", "a/c/b", False),
+        ("a*b*c*d*e*/f", "axbxcxdxe/f", True),
+        ("a*b?c*x", "abxbbxdbxebxczzx", True),
+        ("ab[c]", "abc", True),
+        ("ab[^b-d]", "abc", False),
+        ("ab[^e-g]", "abc", True),
+        ("a\\*b", "a*b", True),
+        ("a\\*b", "ab", False),
+        ("a?b", "a☺b", True),
+        ("a???b", "a☺b", False),
+        ("[\\]a]", "]", True),
+        ("[x\\-]", "-", True),
+        ("a?b", "a/b", False),
+        ("*x", "xxx", True),
+        ("[a-z]*", "q9", True),
+    ],
+)
+def test_a_name_matches_as_in_go(pattern: str, name: str, wanted: bool) -> None:
+    assert match(pattern, name) is wanted
+
+
+@pytest.mark.parametrize("pattern", ["[]a]", "[-]", "[x-]", "[a-b-c]", "[", "[^", "[^bc", "a[", "a\\"])
+def test_a_broken_pattern_is_refused(pattern: str) -> None:
+    with pytest.raises(BadPattern):
+        match(pattern, "a")
+
+
+def test_an_ignore_file_is_cleaned() -> None:
+    text = "\ufeff/a\n# no\n b/../c/ \n\n #x\n! d\n!\n.\n"
+    assert parse_ignore(text) == ("a", "c", "#x", "!d", "!", ".")
+
+
+def test_a_lone_exclamation_mark_is_refused() -> None:
+    with pytest.raises(BadPattern, match="illegal exclusion pattern"):
+        Ignore(["!"])
+
+
+@pytest.mark.parametrize(
+    ("patterns", "path", "hidden"),
+    [
+        (["**"], "a/b", True),
+        (["**/a"], "a", True),
+        (["**/a"], "x/y/a/z", True),
+        (["a/**"], "a", False),
+        (["a/**"], "a/b/c", True),
+        (["a"], "a/b/c", True),
+        (["a"], "ab", False),
+        (["*.go"], "x/y.go", False),
+        (["**/*.go"], "x/y.go", True),
+        (["a**b"], "a/x/b", True),
+        (["a**b"], "axb", False),
+        (["**foo"], "x/barfoo", True),
+        (["foo**"], "foobar/x", True),
+        (["a/**/b"], "a/b", True),
+        (["a/**/b/**/c"], "a/x/b/y/z/c/d", True),
+        (["a", "!a/b"], "a/b/c", False),
+        (["!a/b", "a"], "a/b", True),
+        (["*", "!a", "a/b"], "a/b", True),
+        (["[ab]"], "b/x", True),
+        (["x\\*"], "x*", True),
+    ],
+)
+def test_the_last_pattern_that_matches_wins(patterns: list[str], path: str, hidden: bool) -> None:
+    assert Ignore(patterns).matches(path) is hidden
+
+
+def test_the_reason_names_the_pattern() -> None:
+    ignore = Ignore(["*", "!docs", "docs/*.tmp"])
+    assert ignore.why("src") == "*"
+    assert ignore.why("docs/a") is None
+    assert ignore.why("docs/a.tmp") == "docs/*.tmp"
+
+
+def test_a_walker_enters_a_hidden_directory_only_for_exceptions_below_it() -> None:
+    ignore = Ignore(["*", "!a/b/c", "!x/**/y"])
+    assert [ignore.may_contain(path) for path in ("a", "a/b", "a/z", "b", "x", "x/q")] == [
+        True, True, False, False, True, True,
+    ]  # fmt: skip
+    assert not Ignore(["a"]).may_contain("a")
+
+
+_PATHS = st.lists(st.sampled_from(["a", "b", "ab", "a.b"]), min_size=1, max_size=4).map("/".join)
+_PATTERNS = st.lists(
+    st.text("ab*?!/.", min_size=1, max_size=8).filter(lambda text: text.strip("!/. ") != ""), max_size=5
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(_PATTERNS, _PATHS)
+def test_pruning_never_loses_a_visible_file(patterns: list[str], path: str) -> None:
+    ignore = Ignore(parse_ignore("\n".join(patterns)))
+    parts = path.split("/")
+    if not ignore.matches(path):
+        assert all(ignore.may_contain("/".join(parts[:n])) for n in range(1, len(parts)))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text("ab*?[]^-\\/", max_size=12), st.text("ab/", max_size=12))
+def test_any_pattern_matches_or_is_refused(pattern: str, name: str) -> None:
+    try:
+        assert match(pattern, name) in (True, False)
+    except BadPattern:
+        pass
+
+
+@pytest.mark.parametrize(
+    "pattern", ["*a" * 2000, "**/" + "*a*/" * 900, "a**" * 1300 + "b", "**/*" * 1000, "?" * 4000, "**/a" * 1000]
+)
+def test_hostile_patterns_answer_quickly(pattern: str) -> None:
+    started = time.perf_counter()
+    for path in ("a" * 4000, "a/" * 2000 + "c"):
+        Ignore([pattern]).matches(path)
+    assert time.perf_counter() - started < 2
+
+
+def test_paths_are_cleaned_as_in_go() -> None:
+    wanted = {"": ".", "/": "/", "//a": "/a", "a/./b/..": "a", "/../a": "/a", "../a": "../a", "a/..": "."}
+    assert {path: clean(path) for path in wanted} == wanted
+    assert has_wildcard("a\\*b*")
+    assert not has_wildcard("a\\*b")
