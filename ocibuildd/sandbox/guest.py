@@ -26,6 +26,7 @@ from .mounts import PRIVATE
 STAGE = "/tmp"  # covered by a tmpfs of our own in our own mount namespace
 TIOCSPTLCK, TIOCGPTPEER = 0x40045431, 0x5441
 TTY_GROUP = 5
+UNPRIVILEGED = MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV
 PATH_FD = os.O_PATH | os.O_CLOEXEC
 IGNORED = (
     signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGPIPE, signal.SIGTERM, signal.SIGXFSZ,
@@ -40,7 +41,7 @@ def prepare(devices: dict[str, int], *, host_network: bool, proc: str, single: b
     """
     syscalls.mount("none", "/", "", syscalls.MS_REC | syscalls.MS_PRIVATE)
     # A private tmpfs as the bench: its path can be reached whatever the state directory's modes are.
-    _put(mounts.filesystem("tmpfs", {"mode": "755"}, PRIVATE), STAGE)
+    _put(mounts.filesystem("tmpfs", {"mode": "755"}, UNPRIVILEGED), STAGE)
     for name in ("proc", "sys", "dev", "root", "files", "mask", "mounts"):
         os.mkdir(f"{STAGE}/{name}", 0o755)
     _prepare_dev(devices, single=single)
@@ -281,9 +282,10 @@ def _refuse_virtual(target: int, path: str) -> None:
 
 
 def _sourced(mount: spec.Mount, fd: int, stage: str) -> int:
-    attributes = MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV if mount.kind != "chain" else 0
+    attributes = UNPRIVILEGED if mount.kind != "chain" else 0
     attributes |= MOUNT_ATTR_RDONLY if mount.readonly else 0
-    if mount.source in {"", "."}:
+    of_base = mount.kind == "cache" and mount.lowers  # then the cache was filled from its source
+    if mount.source in {"", "."} or of_base:
         if attributes:
             syscalls.mount_setattr(fd, attributes)
         return fd
@@ -309,9 +311,8 @@ def _made(mount: spec.Mount, stage: str) -> int:
     if mount.kind == "tmpfs":
         if mount.size:
             options["size"] = str(mount.size)
-        attributes = syscalls.MOUNT_ATTR_NODEV | MOUNT_ATTR_NOSUID
         return mounts.filesystem(
-            "tmpfs", options, attributes | (MOUNT_ATTR_RDONLY if mount.readonly else 0)
+            "tmpfs", options, UNPRIVILEGED | (MOUNT_ATTR_RDONLY if mount.readonly else 0)
         )
     os.mkdir(stage, 0o755)
     for content in mount.contents:
@@ -321,7 +322,7 @@ def _made(mount: spec.Mount, stage: str) -> int:
     readonly = MOUNT_ATTR_RDONLY if mount.readonly else 0
     if mount.kind == "secret":
         return _bind_path(f"{stage}/{mount.contents[0].name}", PRIVATE | readonly)
-    return _bind_path(stage, MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV | readonly)
+    return _bind_path(stage, UNPRIVILEGED | readonly)
 
 
 def _identity(resolver: mounts.Resolver, user: str, *, single: bool) -> users.Identity:
