@@ -360,7 +360,9 @@ def step_failed(op: Run, outcome: RunOutcome, tail: list[str], vertex: int) -> S
     """The error of a RUN, with what probably mends it."""
     command = op.shell or " ".join(op.args)
     code, signal, reason = outcome["exit_code"], outcome["signal"], outcome["reason"]
-    details: dict[str, object] = {"vertex": vertex, "reason": reason, "tail": tail}
+    details: dict[str, object] = {
+        "vertex": vertex, "reason": reason, "tail": tail, "command": " ".join(op.args),
+    }
     if signal:
         details["signal"] = signal
         how = f"was killed by signal {signal}"
