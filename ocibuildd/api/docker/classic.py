@@ -8,6 +8,7 @@ step is the first that is still going on.
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -72,7 +73,11 @@ class ClassicStream:
         if kind == "build.failed":
             return self._fail(event)
         if kind == "message" and event.get("level") == "warning":
-            self._warnings.append({"stream": f"[Warning] {event.get('text', '')}\n"})
+            text = re.sub(
+                r"^one or more build-args were not consumed: (\[.*\])",
+                r"One or more build-args \1 were not consumed", str(event.get("text", "")),
+            )
+            self._warnings.append({"stream": f"[Warning] {text}\n"})
         elif kind == "vertex.started":
             for step in self._of(event):
                 step.started = True
@@ -128,7 +133,9 @@ class ClassicStream:
             step.headed = True
             out.append({"stream": f"Step {step.number}/{self._total} : {step.text}"})
             out.append({"stream": "\n"})
-        if step.needs_container and not step.cached and not step.running:
+        # A step that was started may still turn out to be cached: what it says, or its end, tells.
+        known = step.done or step.held
+        if known and step.needs_container and not step.cached and not step.running:
             step.running = True
             out.append({"stream": f" ---> Running in {self._container(step)}\n"})
         return out
