@@ -7,7 +7,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,7 @@ class Site:
     contents: LocalContents
     publisher: Publisher
     settings: Settings
+    admit: Callable[[], Awaitable[Any]]
     scratch: Path
     upload: Any = None
     keep_failed: Any = None
@@ -263,7 +264,7 @@ class Build:
             epoch=lowered.plan.epoch, auth=request.auth,
             fetch_http=lambda op, emit: self._fetch_http(op, secrets, emit),
             fetch_git=lambda op, emit: self._fetch_git(op, secrets, emit),
-            checksum=site.contents.checksum, on_failed=self._failed,
+            checksum=site.contents.checksum, on_failed=self._failed, admit=site.admit,
             log_limit=site.settings.log_bytes, masked=masked,
         )
         return StepExecutor(site.store, site.nsd, site.puller, materials)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
@@ -39,7 +39,7 @@ from ..model.graph import Plan
 from ..model.oci import Descriptor
 from ..model.reference import Reference
 from ..model.request import BuildRequest, OutputSpec
-from ..ports import LayerId, Nsd, Registry
+from ..ports import BlobStore, LayerId, Nsd, Registry
 from ..runtime import in_thread
 from ..store import Store
 from ..store.images import Image, StoredIndex
@@ -91,6 +91,35 @@ class _Order:
     @property
     def digest(self) -> Digest:
         return Digest.of(self.index) if self.index is not None else self.ready[0].digest
+
+
+class PinnedBlobs:
+    """Blobs opened beforehand, for a thread to read (the store itself is the loop's)."""
+
+    def __init__(self, blobs: BlobStore, digests: Iterable[Digest]):
+        self._fds: dict[Digest, int] = {}
+        try:
+            for digest in digests:
+                self._fds[digest] = blobs.open(digest)
+        except BaseException:
+            self.close()
+            raise
+
+    def open(self, digest: Digest) -> int:
+        """A descriptor of the caller's own, at the start."""
+        # Not a duplicate: that would share its offset with others.
+        return os.open(f"/proc/self/fd/{self._fds[digest]}", os.O_RDONLY | os.O_CLOEXEC)
+
+    def close(self) -> None:
+        for fd in self._fds.values():
+            os.close(fd)
+        self._fds.clear()
+
+    def __enter__(self) -> BlobStore:
+        return cast("BlobStore", self)
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 class Publisher:
@@ -246,7 +275,9 @@ class Publisher:
         order.events.append("vertex.started", vertex=vertex, name=f"exporting to {output.type}")
         path = self._destination(order, number, output)
         if output.type in ("oci", "docker"):
-            await in_thread(self._write_layout, order, output, path)
+            layers = {layer.digest for each in order.ready for layer in each.final.composed.layers}
+            with PinnedBlobs(self._store.blobs, layers - {EMPTY_LAYER.digest}) as blobs:
+                await in_thread(self._write_layout, order, output, path, blobs)
         else:
             await self._write_files(order, output, path)
         order.outputs.append({"type": output.type, "dest": output.dest})
@@ -262,7 +293,9 @@ class Publisher:
             raise InvalidArgument(f"output {output.dest}: an absolute path is wanted")
         return Path(output.dest)
 
-    def _write_layout(self, order: _Order, output: OutputSpec, path: Path) -> None:
+    def _write_layout(
+        self, order: _Order, output: OutputSpec, path: Path, blobs: BlobStore
+    ) -> None:
         images = [
             Packaged(each.manifest, each.types.manifest, each.final.composed.config,
                      each.final.composed.layers, tuple(order.names) if order.index is None else (),
@@ -275,11 +308,11 @@ class Publisher:
         layout = oci_layout if output.type == "oci" else docker_archive
         members = layout(images, indexes)
         if output.attrs.get("tar", "true").lower() in ("0", "false") and output.dest not in ("", "-"):
-            write_directory(members, self._store.blobs, path)
+            write_directory(members, blobs, path)
             return
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
         try:
-            write_tar(members, self._store.blobs, fd)
+            write_tar(members, blobs, fd)
         finally:
             os.close(fd)
 

@@ -3,7 +3,7 @@
 What the API calls.  A build goes on when the client that started it goes away; whoever wants it to
 end cancels it.  For the API:
 
-    builds = Builds(store, nsd, registry, puller, fetcher, settings=Settings(…))
+    builds = Builds(store, nsd, registry, puller, fetcher, settings=Settings(…), admit=maintenance.admit)
     build = await builds.start(request, peer=Peer(local=True, uid=…))   → BuildInfo
     builds.get(id)            → BuildInfo (an id, a unique prefix, or "" for the newest); NotFound
     builds.list()             → [BuildInfo], newest first
@@ -26,7 +26,7 @@ import contextlib
 import itertools
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,7 +81,7 @@ class Builds:
 
     def __init__(
         self, store: Store, nsd: Nsd, registry: Registry, puller: ImagePuller, fetcher: Fetcher, *,
-        settings: Settings | None = None,
+        settings: Settings | None = None, admit: Callable[[], Awaitable[Any]] | None = None,
     ):
         self._store = store
         self.settings = settings or Settings()
@@ -97,7 +97,7 @@ class Builds:
         self._site = Site(
             store, nsd, puller, self._solver, Downloads(fetcher, store.blobs, store.sources),
             LocalContents(fingerprints, nsd), Publisher(store, nsd, registry), self.settings,
-            scratch, self._uploads.path, self._keep_failed,
+            admit or self._room, scratch, self._uploads.path, self._keep_failed,
         )
         self._live: dict[str, Build] = {}
         self._failed: dict[str, FailedStep] = {}
@@ -107,6 +107,10 @@ class Builds:
         self._draining = False
         for left in scratch.iterdir():
             spawn(self._tasks, asyncio.ensure_future(self._sweep(left)))
+
+    async def _room(self) -> Any:
+        """``admit`` where nobody collects: there is room, or there isn't."""
+        return self._store.space.reserve()
 
     async def _sweep(self, path: Path) -> None:
         """What builds left that the daemon ended under."""

@@ -95,6 +95,9 @@ class Watch:
 
     def _tell(self, entry: NumberedStep, image: MadeImage, cached: bool) -> None:
         vertex = "" if entry.step.vertex is None else f"{self._prefix}{entry.step.vertex}"
+        if not _owns(entry):
+            # An instruction that makes no vertex is cached where its image is known already.
+            cached = self._store.images.get(image.composed.id) is not None
         self._events.append(
             "step.done", step=entry.number, vertex=vertex, image=str(image.composed.id),
             cached=cached or None,

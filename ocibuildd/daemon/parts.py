@@ -136,7 +136,8 @@ class Parts:
         self.images = Images(store, nsd, self.registry, self.puller, self.maintenance)
         self.fetcher = Fetcher()
         self.builds = Builds(
-            store, nsd, self.registry, self.puller, self.fetcher, settings=build_settings(config)
+            store, nsd, self.registry, self.puller, self.fetcher, settings=build_settings(config),
+            admit=self.maintenance.admit,
         )
         configure_space(store, config)
 

@@ -73,7 +73,8 @@ class Materials:
 
     images: by vertex index, as resolved.  contexts: by name.  around: of every RUN.
     fetch_http, fetch_git: how remote sources come (vertex's op, emit) → Result.
-    fingerprints: of local contexts.  on_failed: takes over a failed step's tree (True) or not.
+    checksum: of a directory's files.  on_failed: takes over a failed step's tree (True) or not.
+    admit: room on the disk before a step writes, collected if need be; raises NoSpace.
     """
 
     build: str
@@ -89,6 +90,7 @@ class Materials:
     fetch_git: Callable[[GitSource, Emit], Any]
     checksum: Callable[[Directory, SourceDir, Any], Any]
     on_failed: Callable[[FailedRun], bool]
+    admit: Callable[[], Any]
     log_limit: int = STEP_LOG_LIMIT
     masked: tuple[str, ...] = field(default=(), repr=False)
 
@@ -174,6 +176,7 @@ class StepExecutor:
 
     async def execute(self, vertex: int, inputs: Sequence[Result], emit: Emit) -> Work:
         """``ports.Executor.execute``."""
+        (await self._materials.admit()).release()  # whatever it will be: there must be room at all
         op = self._op(vertex)
         if isinstance(op, Run):
             return await self._run(vertex, op, inputs, emit)
@@ -358,7 +361,7 @@ def _missing(found: Checksum, directory: Directory | None) -> BuildError:
 
 def step_failed(op: Run, outcome: RunOutcome, tail: list[str], vertex: int) -> StepFailed:
     """The error of a RUN, with what probably mends it."""
-    command = op.shell or " ".join(op.args)
+    command = " ".join(op.args)
     code, signal, reason = outcome["exit_code"], outcome["signal"], outcome["reason"]
     details: dict[str, object] = {
         "vertex": vertex, "reason": reason, "tail": tail, "command": " ".join(op.args),
