@@ -107,22 +107,23 @@ def test_a_daemon_started_by_its_socket_answers_and_ends_when_idle(
     (daemon.root / "run").mkdir(mode=0o700)
     (daemon.root / "ocibuildd.toml").write_text(daemon.config)
     environment = [f"--setenv={name}={value}" for name, value in daemon.env.items()]
-    activator = subprocess.Popen(
-        [
-            need("systemd-socket-activate"),
-            "-l",
-            str(daemon.socket),
-            *environment,
-            str(BIN / "ocibuildd"),
-            "--config",
-            str(daemon.root / "ocibuildd.toml"),
-            "--state-dir",
-            str(daemon.root / "state"),
-        ],
-        stdout=subprocess.DEVNULL,
-        stderr=(daemon.root / "daemon.log").open("wb"),
-        start_new_session=True,
-    )
+    with (daemon.root / "daemon.log").open("wb") as log:
+        activator = subprocess.Popen(
+            [
+                need("systemd-socket-activate"),
+                "-l",
+                str(daemon.socket),
+                *environment,
+                str(BIN / "ocibuildd"),
+                "--config",
+                str(daemon.root / "ocibuildd.toml"),
+                "--state-dir",
+                str(daemon.root / "state"),
+            ],
+            stdout=subprocess.DEVNULL,
+            stderr=log,
+            start_new_session=True,
+        )
     try:
         deadline = time.monotonic() + 5
         while not daemon.socket.exists() and time.monotonic() < deadline:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +19,7 @@ STDERR_START, STDERR_END = "\x1b[91m", "\x1b[0m"
 """How the classic builder marks what a step writes to its standard error."""
 FILE_INSTRUCTIONS = frozenset({"FROM", "COPY", "ADD"})
 """They need no container: the classic builder says nothing of one."""
+_UNCONSUMED = re.compile(r"one or more build-args were not consumed: (\[.*\])", re.IGNORECASE)
 HELD_LIMIT = 4 << 20
 """Characters of output that are held back for one step; more of it is dropped."""
 
@@ -180,6 +182,13 @@ class ClassicStream:
                 out += self._head(step) + step.held
                 step.held = []
         return out
+
+
+def warning_text(event: dict[str, Any]) -> str:
+    """A warning in the classic builder's words, where it has words for it."""
+    text = str(event.get("text", ""))
+    match = _UNCONSUMED.fullmatch(text)
+    return f"One or more build-args {match[1]} were not consumed" if match else text
 
 
 def describe(error: dict[str, Any]) -> str:
