@@ -347,4 +347,7 @@ def work(settings: Settings, nsd: socket.socket, link: socket.socket) -> None:
         "ready": settings.mode, "prefix": str(worker.prefix) if settings.mode != "none" else "",
         "ipv6": worker.ipv6, "uplink": UPLINK, "host": [str(a) for a in worker.host],
     })
-    worker.serve()
+    try:
+        worker.serve()
+    except (BrokenPipeError, ConnectionResetError):
+        return  # nsd is gone

@@ -405,3 +405,47 @@ def test_extra_hosts_that_make_no_sense_are_refused(extra, words):
     network = Network(uid_map="", gid_map="")
     with pytest.raises(InvalidArgument, match=words):
         network.hosts(netlab.NetnsLease("none", -1, -1, "", "", -1), "h", extra)
+
+
+def fetch(size: int) -> float:
+    """Bytes a second from the outer server."""
+    with socket.create_connection((netlab.SERVER, netlab.SINK_PORT), timeout=60) as sock:
+        sock.send(b"%d" % size)
+        begun, left, buffer = time.perf_counter(), size, bytearray(1 << 20)
+        while left > 0:
+            got = sock.recv_into(buffer)
+            if not got:
+                raise OSError(f"ended {left} bytes early")
+            left -= got
+        return size / (time.perf_counter() - begun)
+
+
+def fetch_from_n0(network: Network, size: int) -> float:
+    """The same, without the way from the sandbox to N0."""
+    worker = Path(f"/proc/{network._pid}/task/{network._pid}/children").read_text().split()[0]
+    netns = os.open(f"/proc/{worker}/ns/net", os.O_RDONLY)
+    own = os.open("/proc/self/ns/net", os.O_RDONLY)
+    try:
+        syscalls.setns(netns, syscalls.CLONE_NEWNET)
+        return fetch(size)
+    finally:
+        syscalls.setns(own, syscalls.CLONE_NEWNET)
+        os.close(netns)
+        os.close(own)
+
+
+@pytest.mark.parametrize(
+    "size", [128 << 20, pytest.param(1 << 30, marks=pytest.mark.slow)], ids=["128 MiB", "1 GiB"]
+)
+def test_a_large_transfer_keeps_six_tenths_of_what_pasta_alone_does(size):
+    def scenario():
+        network = netlab.network()
+        lease = network.lease("default")
+        pairs = [(fetch_from_n0(network, size), inside(lease, lambda: fetch(size))) for _ in range(3)]
+        network.close()
+        return pairs
+
+    pairs = lab(scenario, timeout=120)
+    alone, through = (max(column) for column in zip(*pairs, strict=True))
+    print(f"pasta alone {alone / 1e6:.0f} MB/s, from a sandbox {through / 1e6:.0f} MB/s")
+    assert through >= 0.6 * alone
