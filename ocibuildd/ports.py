@@ -74,6 +74,7 @@ class Packed(TypedDict):
     tar_size: int
     content: str
     entries: int
+    stamps: NotRequired[list[str]]
 
 
 class Applied(TypedDict):
@@ -139,6 +140,9 @@ class Checksum(TypedDict):
     missing: list[str]
     ignored: dict[str, str]
     near: NotRequired[dict[str, list[str]]]
+    stamp: NotRequired[str]
+    """Of the inodes and times of the files.  ``Packed.stamps`` (in the order of the sources) tells whether a
+    pack saw the same ones; where it didn't, its result must not be kept under this digest."""
 
 
 class MountSpec(TypedDict):

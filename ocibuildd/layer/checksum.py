@@ -14,8 +14,8 @@ from ..errors import InvalidArgument
 from ..ports import Checksum, CopySpec
 from . import tar
 from .fingerprints import Fingerprints, key, now
-from .owners import Owners, read_xattrs
-from .select import Found, Match, Selector, Source
+from .owners import Owners, has_xattrs, read_xattrs
+from .select import Found, Match, Selector, Source, stamp
 from .sink import identity
 
 MAX_EXPLAINED: Final = 2000
@@ -48,24 +48,24 @@ class _Summer:
         self.parents = spec["parents"]
         self.owners = owners
         self.keep_owners = source.owned and not spec["chown"]
-        self.fingerprints = fingerprints
+        self.fingerprints = Fingerprints() if fingerprints is None else fingerprints
         self.total = hashlib.sha256()
         self.files: dict[str, str] = {}
         self.count = self.bytes = 0
         self._fd = -1
         self._place: bytes | None = None
-        self._links: dict[tuple[int, int], bytes] = {}
 
     def run(self) -> Checksum:
+        inline = []
+        for name, data, mode in self.source.inline:
+            encoded = os.fsencode(name)
+            record = identity(encoded, tar.REGULAR, mode, 0, 0, len(data), b"", None)
+            inline.append((encoded, record + hashlib.sha256(data).digest()))
+        self._records(inline, "")
+        matches = []
         try:
-            for name, data, mode in self.source.inline:
-                kind = tar.REGULAR
-                self._record(
-                    name,
-                    identity(os.fsencode(name), kind, mode, 0, 0, len(data), b"", None),
-                    hashlib.sha256(data).digest(),
-                )
             for match in self.selector.run():
+                matches.append(match)
                 self._match(match)
         finally:
             if self._fd >= 0:
@@ -79,54 +79,65 @@ class _Summer:
             missing=missing,
             ignored=self.selector.ignored,
             near={name: self.selector.near(name) for name in missing},
+            stamp=stamp(matches),
         )
 
     def _match(self, match: Match) -> None:
         self.total.update(b"match\0%d " % len(match.files))
         prefix = b""
-        if self.parents:
-            for found in match.lead:
-                self._found(found, found.rel)
-            prefix = match.lead[-1].rel + b"/" if match.lead else b""
+        files = match.files
         is_directory = stat.S_ISDIR(match.status.st_mode)
-        if self.parents or not is_directory:
-            prefix += match.base
+        if self.parents:
+            self._records([self._record(found, found.rel) for found in match.lead], "")
+            prefix = match.lead[-1].rel + b"/" if match.lead else b""
+        elif is_directory and files and not files[0].rel:
+            files = files[1:]  # its content is copied, itself isn't
         shown = os.fsdecode(match.path)
-        for found in match.files:
-            if not found.rel and is_directory and not self.parents:
-                continue  # its content is copied, itself isn't
-            rel = prefix + b"/" + found.rel if prefix and found.rel else prefix or found.rel
-            self._found(found, rel, shown)
+        if is_directory and not self.parents:
+            self._records([self._record(found, found.rel) for found in files], shown)
+            return
+        prefix += match.base
+        self._records(
+            [
+                self._record(
+                    found,
+                    prefix + b"/" + found.rel if prefix and found.rel else prefix or found.rel,
+                )
+                for found in files
+            ],
+            shown.rpartition("/")[0],
+        )
 
-    def _found(self, found: Found, rel: bytes, shown: str = "") -> None:
-        status = found.status
+    def _records(self, records: list[tuple[bytes, bytes]], shown: str) -> None:
+        """Take records (path, what the digest has of it) into the digest."""
+        self.total.update(b"".join([record for _, record in records]))
+        self.count += len(records)
+        for path, record in records[: max(MAX_EXPLAINED - len(self.files), 0)]:
+            name = os.fsdecode(path)
+            text = shown + "/" + name if shown and name else shown or name
+            self.files[text] = hashlib.sha256(record).hexdigest()[:12]
+
+    def _record(self, found: Found, path: bytes) -> tuple[bytes, bytes]:
+        _, place, name, status = found
         mode = status.st_mode
         uid, gid = self.owners.of(status) if self.keep_owners else (0, 0)
-        link = digest = b""
-        size = 0
-        if stat.S_ISREG(mode):
-            kind, size = tar.REGULAR, status.st_size
-            digest = self._content(found)
+        kind = stat.S_IFMT(mode)
+        if kind == stat.S_IFREG:
+            size = status.st_size
             self.bytes += size
-        elif stat.S_ISDIR(mode):
-            kind = tar.DIRECTORY
-            digest = self._directory_xattrs(found)
-        elif stat.S_ISLNK(mode):
-            kind, link = tar.SYMLINK, os.readlink(found.name, dir_fd=self._directory(found.place))
-        elif stat.S_ISFIFO(mode):
-            kind = tar.FIFO
-        else:
-            return  # sockets and devices aren't copied
-        path = os.fsdecode(found.rel) if found.rel else ""
-        text = shown + "/" + path if shown and path else shown or path or os.fsdecode(rel)
-        self._record(text, identity(rel, kind, mode & 0o7777, uid, gid, size, link, None), digest)
-
-    def _record(self, path: str, record: bytes, digest: bytes) -> None:
-        record += b"%d " % len(digest) + digest
-        self.total.update(record)
-        self.count += 1
-        if len(self.files) < MAX_EXPLAINED:
-            self.files[path] = hashlib.sha256(record).hexdigest()[:12]
+            record = identity(path, tar.REGULAR, mode & 0o7777, uid, gid, size, b"", None)
+            known = self.fingerprints.get(key(status))
+            return path, record + (self._content(found) if known is None else known)
+        if kind == stat.S_IFDIR:
+            xattrs = None
+            if self.selector.marked:
+                xattrs = self._directory_xattrs(place + b"/" + name if place else name)
+            return path, identity(path, tar.DIRECTORY, mode & 0o7777, uid, gid, 0, b"", xattrs)
+        link = b""
+        if kind == stat.S_IFLNK:
+            link = os.readlink(name, dir_fd=self._directory(place))
+        # sockets and devices count, though they aren't copied
+        return path, identity(path, b"%o" % kind, mode & 0o7777, uid, gid, 0, link, None)
 
     def _directory(self, place: bytes) -> int:
         """A descriptor of a directory of the source; the last one is kept."""
@@ -137,44 +148,32 @@ class _Summer:
             self._fd, self._place = fd, place
         return self._fd
 
-    def _directory_xattrs(self, found: Found) -> bytes:
-        path = found.place + b"/" + found.name if found.name else b"."
-        names = read_xattrs(
-            b"/proc/self/fd/%d/%b" % (self.selector.root.fd or 0, path),
-            self.owners,
-            tree=self.source.owned,
-        )
-        return identity(b"", b"", 0, 0, 0, 0, b"", names) if names else b""
+    def _directory_xattrs(self, path: bytes) -> dict[bytes, bytes] | None:
+        if path not in self.selector.marked:
+            return None
+        return read_xattrs(self._directory(path), self.owners, tree=self.source.owned)
 
     def _content(self, found: Found) -> bytes:
         """A digest of a regular file's bytes and xattrs, remembered by its inode's times."""
-        prints = self.fingerprints
-        if prints is not None:
-            known = prints.get(key(found.status))
-            if known is not None:
-                return known
         read_at = now()
         fd = os.open(found.name, _OPEN, dir_fd=self._directory(found.place))
         try:
-            status = os.fstat(fd)
-            if not stat.S_ISREG(status.st_mode):
-                raise InvalidArgument(f"{os.fsdecode(found.name)}: changed while it was being read")
             hasher = hashlib.sha256()
-            size = 0
-            while data := os.read(fd, min(READ, status.st_size + 1)):
+            left = found.status.st_size
+            while left >= 0 and (data := os.read(fd, min(READ, left + 1))):
                 hasher.update(data)
-                size += len(data)
-            xattrs = read_xattrs(fd, self.owners, tree=self.source.owned)
-            if xattrs:
-                hasher.update(identity(b"", b"", 0, 0, 0, 0, b"", xattrs))
-            if size != status.st_size or key(os.fstat(fd)) != key(found.status):
+                left -= len(data)
+            if has_xattrs(fd):
+                xattrs = read_xattrs(fd, self.owners, tree=self.source.owned)
+                hasher.update(identity(b"", b"", 0, 0, 0, 0, b"", xattrs) if xattrs else b"")
+            status = os.fstat(fd)
+            if left or key(status) != key(found.status):
                 raise InvalidArgument(
-                    f"{os.fsdecode(found.place)}/{os.fsdecode(found.name)}: changed while it was being read",
+                    f"{os.fsdecode(found.place)}/{os.fsdecode(found.name)}: changed while it was read",
                     hint="something writes to the build context during the build",
                 )
         finally:
             os.close(fd)
         digest = hasher.digest()
-        if prints is not None:
-            prints.put(status, digest, read_at)
+        self.fingerprints.put(status, digest, read_at)
         return digest

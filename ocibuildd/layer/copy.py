@@ -17,7 +17,7 @@ from .modes import parse_mode, parse_owner
 from .owners import Owners, read_xattrs
 from .paths import Root, clean, split
 from .plan import Node, Plan
-from .select import Found, Match, Selector, Source, not_found
+from .select import Found, Match, Selector, Source, not_found, stamp
 from .sink import LayerSink, Reuse
 
 MAX_OPEN: Final = 16
@@ -50,7 +50,9 @@ def pack(
     sink = LayerSink(output_fd, output, reuse=reuse)
     try:
         _write(copier, Emitter(sink, owners, output))
-        return sink.close()
+        packed = sink.close()
+        packed["stamps"] = copier.stamps
+        return packed
     except BaseException:
         sink.abort()
         raise
@@ -70,6 +72,7 @@ class _Copier:
         now_ns = (int(time.time()) if epoch is None else epoch) * _GIGA
         self.plan = Plan(Root(None) if spec["link"] else root, owners, self.chown or (0, 0), now_ns)
         self.archives: list[ArchiveAdder] = []
+        self.stamps: list[str] = []
         self._group = 0
 
     def mkdir(self) -> None:
@@ -85,7 +88,9 @@ class _Copier:
                 target, Node(tar.REGULAR, mode, uid, gid, self.plan.now_ns, data=data)
             )
         selector = Selector(source, self.spec)
+        matches = []
         for match in selector.run():
+            matches.append(match)
             self._group += 1
             if self.spec["parents"]:
                 self._with_parents(selector, match)
@@ -98,6 +103,7 @@ class _Copier:
         if selector.missing:
             missing = selector.missing[0]
             raise not_found(missing, selector.ignored, selector.near(missing))
+        self.stamps.append(stamp(matches))
 
     def _target(self, base: bytes) -> bytes:
         """Where one file goes."""
@@ -215,8 +221,17 @@ class _Places:
 
     def __init__(self) -> None:
         self._open: dict[tuple[Selector, bytes], int] = {}
+        self._selector: Selector | None = None
+        self._last: bytes | None = None
+        self._fd = -1
 
     def get(self, selector: Selector, place: bytes) -> int:
+        if place == self._last and selector is self._selector:
+            return self._fd
+        self._last, self._selector, self._fd = place, selector, self._find(selector, place)
+        return self._fd
+
+    def _find(self, selector: Selector, place: bytes) -> int:
         fd = self._open.get((selector, place))
         if fd is None:
             if len(self._open) >= MAX_OPEN:
@@ -258,18 +273,7 @@ def _write(copier: _Copier, emitter: Emitter) -> None:
 def _node(emitter: Emitter, places: _Places, path: bytes, node: Node, copier: _Copier) -> None:
     found, selector = node.found, node.selector
     if node.kind == tar.DIRECTORY:
-        xattrs = None
-        if found is not None and selector is not None and selector.root.fd is not None:
-            source = found.place + b"/" + found.name if found.name else b"."
-            xattrs = read_xattrs(
-                b"/proc/self/fd/%d/%b" % (selector.root.fd, source),
-                emitter.owners,
-                tree=selector.source.owned,
-            )
-        elif node.base and copier.plan.base.fd is not None:
-            xattrs = read_xattrs(
-                b"/proc/self/fd/%d/%b" % (copier.plan.base.fd, path), emitter.owners, tree=True
-            )
+        xattrs = _directory_xattrs(emitter, places, path, node, copier)
         emitter.entry(path, node.kind, node.mode, node.uid, node.gid, node.mtime_ns, xattrs=xattrs)
     elif found is None or selector is None:
         emitter.entry(path, node.kind, node.mode, node.uid, node.gid, node.mtime_ns, data=node.data)
@@ -287,5 +291,25 @@ def _node(emitter: Emitter, places: _Places, path: bytes, node: Node, copier: _C
             node.uid,
             node.gid,
             node.mtime_ns,
+            found.status,
             tree=selector.source.owned,
         )
+
+
+def _directory_xattrs(
+    emitter: Emitter, places: _Places, path: bytes, node: Node, copier: _Copier
+) -> dict[bytes, bytes] | None:
+    found, selector = node.found, node.selector
+    if found is not None and selector is not None:
+        source = found.place + b"/" + found.name if found.place else found.name
+        if source not in selector.marked:
+            return None
+        fd = places.get(selector, source)
+        return read_xattrs(fd, emitter.owners, tree=selector.source.owned)
+    if not node.base or copier.plan.base.fd is None:
+        return None
+    fd = copier.plan.base.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        return read_xattrs(fd, emitter.owners, tree=True)
+    finally:
+        os.close(fd)

@@ -173,7 +173,7 @@ def write_node(
     mode = status.st_mode & 0o7777
     if stat.S_ISREG(status.st_mode):
         if not emitter.hard_link(path, status, uid, gid, mode):
-            emitter.file(path, dir_fd, name, mode, uid, gid, status.st_mtime_ns, tree=True)
+            emitter.file(path, dir_fd, name, mode, uid, gid, status.st_mtime_ns, status, tree=True)
     elif stat.S_ISLNK(status.st_mode):
         emitter.symlink(path, os.readlink(name, dir_fd=dir_fd), uid, gid, status.st_mtime_ns)
     elif stat.S_ISFIFO(status.st_mode):

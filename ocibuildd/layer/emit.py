@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Iterable, Mapping
 from typing import Final
 
 from ..errors import InvalidArgument, TooLarge
 from ..ports import Output
 from . import tar
-from .owners import Owners, read_xattrs
+from .owners import Owners, has_xattrs, read_xattrs
 from .sink import SEGMENT_MAX, LayerSink, identity
 
 MAX_PATH: Final = 4096
@@ -97,25 +96,29 @@ class Emitter:
         uid: int,
         gid: int,
         mtime_ns: int,
+        status: os.stat_result,
         *,
         tree: bool,
-        xattrs: bool = True,
     ) -> None:
-        """A regular file.  Raises InvalidArgument when it is no longer one, or changes while it is read."""
+        """A regular file, as ``status`` has it.  Raises InvalidArgument when it isn't so any more."""
         fd = os.open(name, _OPEN, dir_fd=dir_fd)
         try:
-            status = os.fstat(fd)
-            if not stat.S_ISREG(status.st_mode):
-                raise InvalidArgument(f"{os.fsdecode(path)}: changed while it was being read")
-            own = read_xattrs(fd, self.owners, tree=tree) if xattrs else None
             size = status.st_size
+            own = read_xattrs(fd, self.owners, tree=tree) if has_xattrs(fd) else None
             if size <= SEGMENT_MAX:
-                data = os.read(fd, size + 1) if size else b""
+                data = os.read(fd, size + 1)
                 if len(data) != size:
                     data = _again(fd, data, size, path)
-                self.entry(path, tar.REGULAR, mode, uid, gid, mtime_ns, xattrs=own, data=data)
+                _check(path)
+                self._add(path, tar.REGULAR, mode, uid, gid, mtime_ns, b"", own, data)
             else:
                 self._big(path, fd, status, mode, uid, gid, mtime_ns, own)
+            after = os.fstat(fd)
+            if after.st_ctime_ns != status.st_ctime_ns or after.st_ino != status.st_ino:
+                raise InvalidArgument(
+                    f"/{os.fsdecode(path)}: its source changed while it was read",
+                    hint="something writes to the build context during the build",
+                )
         finally:
             os.close(fd)
 

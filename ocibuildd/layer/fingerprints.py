@@ -25,18 +25,14 @@ RACY_NS: Final = 100_000_000
 """More than the tick of any kernel's file times (1 to 10 ms)."""
 COARSE_NS: Final = 2_000_000_000
 """The same for file systems that keep whole seconds (or FAT's two)."""
-_PACK = struct.Struct("<5Q").pack
-_MASK = (1 << 64) - 1
+_PACK = struct.Struct("<QQQqq").pack
 _GIGA = 1_000_000_000
 
 
 def key(status: os.stat_result) -> bytes:
+    """A file's fingerprint."""
     return _PACK(
-        status.st_dev & _MASK,
-        status.st_ino & _MASK,
-        status.st_size,
-        status.st_mtime_ns & _MASK,
-        status.st_ctime_ns & _MASK,
+        status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
     )
 
 

@@ -95,6 +95,14 @@ def xattr_to_disk(key: bytes) -> bytes | None:
     return None
 
 
+def has_xattrs(fd: int) -> bool:
+    """Whether an open file has any extended attribute; False where there is no support."""
+    try:
+        return bool(os.listxattr(fd))
+    except OSError:
+        return False
+
+
 def read_xattrs(target: int | str | bytes, owners: Owners, *, tree: bool) -> dict[bytes, bytes]:
     """The xattrs of a file (symlinks aren't followed) that belong into a layer; none where there is no support.
 

@@ -190,9 +190,14 @@ class Plan:
 
     def put_file(self, path: bytes, node: Node) -> None:
         """Anything but a directory; a directory is never replaced."""
-        if not path or self.is_directory(path):
+        known = self.nodes.get(path)
+        status = self.below(path) if known is None else None
+        if (
+            not path
+            or (known is not None and known.kind == tar.DIRECTORY)
+            or (status is not None and stat.S_ISDIR(status.st_mode))
+        ):
             raise InvalidArgument(f"cannot replace to directory /{os.fsdecode(path)} with file")
-        status = None if path in self.nodes else self.below(path)
         if status is not None and self._unchanged(path, node, status):
             node.changed = False
         self.nodes[path] = node

@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import difflib
 import errno
+import hashlib
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from ..errors import InvalidArgument, NotFound, TooLarge
 from ..model import patterns
 from ..ports import CopySpec
+from .fingerprints import key
+from .owners import has_xattrs
 from .paths import Root, is_whiteout, split
 
 MAX_FILES: Final = 5_000_000
@@ -76,6 +79,8 @@ class Selector:
         self.exclude = patterns.Ignore(spec["exclude"]) if spec["exclude"] else None
         self.missing: list[str] = []
         self.ignored: dict[str, str] = {}
+        self.marked: set[bytes] = set()
+        """Directories (paths in the source) that have xattrs."""
         self._count = 0
 
     def run(self) -> Iterator[Match]:
@@ -136,7 +141,8 @@ class Selector:
         if self.parents:
             match.lead = self._lead(prefix, path)
         if stat.S_ISDIR(status.st_mode):
-            match.files = list(self._walk(real, status))
+            plain = self.ignore is None and self.exclude is None
+            match.files = self._all(real, status) if plain else list(self._walk(real, status))
         else:
             match.files = [Found(b"", place, name, status)]
         self._count += len(match.files)
@@ -156,8 +162,17 @@ class Selector:
             status = self.root.stat(real)
             if status is not None:
                 place, name = split(real)
+                if self._has_xattrs(real):
+                    self.marked.add(real)
                 lead.append(Found(rel, place, name, status))
         return lead
+
+    def _has_xattrs(self, directory: bytes) -> bool:
+        fd = self.root.open(directory, _DIRECTORY)
+        try:
+            return has_xattrs(fd)
+        finally:
+            os.close(fd)
 
     # --- wildcards
 
@@ -241,6 +256,23 @@ class Selector:
 
     # --- walking
 
+    def _all(self, top: bytes, status: os.stat_result) -> list[Found]:
+        """``_walk`` where no pattern hides anything."""
+        place, name = split(top)
+        out = [Found(b"", place, name, status)]
+        todo = [(b"", top)]
+        while todo:
+            rel, directory = todo.pop()
+            found = self._entries(rel, directory)
+            out += found
+            prefix = directory + b"/" if directory else b""
+            todo += [
+                (entry[0], prefix + entry[2])
+                for entry in reversed(found)
+                if stat.S_ISDIR(entry[3].st_mode)
+            ]
+        return out
+
     def _walk(self, top: bytes, status: os.stat_result) -> Iterator[Found]:
         """A directory and what is visible below it: each directory before its files, names sorted.
 
@@ -287,18 +319,21 @@ class Selector:
         return visible, enter
 
     def _entries(self, rel: bytes, directory: bytes) -> list[Found]:
+        """What a directory holds, sorted."""
         try:
             fd = self.root.open(directory, _DIRECTORY)
         except FileNotFoundError:
             return []  # removed since it was listed
         prefix = rel + b"/" if rel else b""
-        out = []
+        out: list[Found] = []
         try:
+            if has_xattrs(fd):
+                self.marked.add(directory)
             with os.scandir(fd) as scan:
                 for item in scan:
-                    name = os.fsencode(item.name)
+                    name = item.name.encode("utf-8", "surrogateescape")
                     status = item.stat(follow_symlinks=False)
-                    if not is_whiteout(status):
+                    if status.st_rdev or not stat.S_ISCHR(status.st_mode):
                         out.append(Found(prefix + name, directory, name, status))
         except FileNotFoundError as error:
             raise InvalidArgument(
@@ -342,3 +377,19 @@ def not_found(missing: str, ignored: dict[str, str], near: list[str]) -> NotFoun
         )
     hint = "did you mean " + " or ".join(f'"{name}"' for name in near) + "?" if near else ""
     return NotFound(f'"/{clean}": not found', hint=hint)
+
+
+def stamp(matches: Iterable[Match]) -> str:
+    """A digest of the inodes and times of selected files: while it is the same, so are they."""
+    total = hashlib.sha256()
+    for match in matches:
+        total.update(
+            b"".join(
+                [
+                    found[0] + b"\0" + key(found[3])
+                    for found in match.files
+                    if not stat.S_ISDIR(found[3].st_mode)
+                ]
+            )
+        )
+    return total.hexdigest()

@@ -350,7 +350,8 @@ def test_the_order_of_the_disk_does_not_matter(place, tmp_path):
     for one in (place, other):
         for path in (one.context, one.context / "c"):
             os.utime(path, ns=(1, 1))
-    assert place.pack("/d/", ".")[0] == other.pack("/d/", ".")[0] and first["entries"] == 6
+    found = [one.pack("/d/", ".")[0] for one in (place, other)]
+    assert found[0]["digest"] == found[1]["digest"] and first["entries"] == 6
 
 
 def test_workdir_makes_directories(place):
@@ -521,3 +522,11 @@ def test_pack_takes_what_the_checksum_was_of(place):
     place.tree(*TREE)
     count = digest(place, ".", ignore=("*.md",))["count"]
     assert place.pack("/", ".", ignore=("*.md",))[0]["entries"] == count
+
+
+def test_a_stamp_tells_whether_pack_saw_the_same_files(place):
+    path = place.file("f")
+    before = digest(place, "f")["stamp"]
+    assert place.pack("/", "f")[0]["stamps"] == [before]
+    path.write_bytes(b"other")
+    assert place.pack("/", "f")[0]["stamps"] != [before]
