@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from . import errors, syscalls
-from .sandbox import userns, wire
+from .sandbox import probe, userns, wire
 from .sandbox.site import Site
 from .sandbox.zygote import Job, Zygote
 
@@ -155,7 +155,14 @@ def remove(site: Site, args: Arguments, _fds: list[int]) -> dict[str, Any]:
     return dict(layer.remove(paths))
 
 
+def describe(site: Site, _args: Arguments, _fds: list[int]) -> dict[str, Any]:
+    """What this host gives to sandboxes, tried again."""
+    site.selftest = probe.selftest(site.state)
+    return site.describe()
+
+
 JOBS: dict[str, Job] = {
+    "describe": describe,
     "apply": apply, "diff": diff, "pack": pack, "checksum": checksum, "lookup": lookup,
     "archive": archive, "compare": compare, "unpack": unpack, "remove": remove,
     "recompress": recompress,
@@ -175,6 +182,8 @@ def enter(arguments: Arguments) -> None:
     control = socket.socket(fileno=arguments["control"])
     try:
         ids = userns.discover()
+        if arguments.get("ids"):
+            ids = userns.lowered(ids, arguments["ids"])
         userns.enter(ids)
         syscalls.unshare(syscalls.CLONE_NEWNS | syscalls.CLONE_NEWPID)
         # Later mounts of the host shall be seen here, ours not there.
@@ -204,7 +213,7 @@ def serve(arguments: Arguments) -> None:
     os.umask(0o022)
     try:
         site = Site.open(arguments["state"], userns.IdPlan.load(arguments["ids"]))
-        site.start_network(wanted=arguments.get("network", True))
+        site.start_network(arguments.get("network_mode", ""), wanted=arguments.get("network", True))
     except errors.BuildError as error:
         wire.send(control, {"error": error.to_dict()})
         return

@@ -47,6 +47,8 @@ def run(options: Options) -> int:
     if options.check_config:
         print(f"{config.path or 'no configuration file'}: all is well")
         return 0
+    if options.doctor:
+        return _doctor(config)
     logs.set_up(config.daemon.log_level, plain=_plain(options), environ=os.environ)
     os.umask(0o077)
     daemon = Daemon(config, options)
@@ -57,6 +59,20 @@ def run(options: Options) -> int:
         hint = f"; hint: {error.hint}" if error.hint else ""
         log.critical("%s%s", error.message, hint)
         return 1
+
+
+def _doctor(config: configuration.Config) -> int:
+    """What can be found out without a running daemon (one that doesn't start, say); 1 = something is
+    missing."""
+    import dataclasses
+    import json
+
+    from ..sandbox import probe
+
+    state = sockets.state_directory(config.daemon.state_dir, os.environ)
+    found = probe.requirements(probe.host_facts(state), {})
+    print(json.dumps([dataclasses.asdict(one) for one in found]))
+    return 1 if any(one.level == "missing" for one in found) else 0
 
 
 def _run_loop(main: Coroutine[Any, Any, int]) -> int:
@@ -160,7 +176,7 @@ class Daemon:
             builds=parts.builds, images=parts.images, store=parts.store,
             maintenance=parts.maintenance, registry=parts.registry, nsd=parts.nsd,
             owner=os.geteuid(), state_dir=self.state_dir, settings=shown(self.config),
-            unpacker=parts.puller.unpacker,
+            unpacker=parts.puller.unpacker, doctor=parts.nsd.doctor,
             entitlements=frozenset(self.config.entitlements.allow),
         )
 

@@ -48,7 +48,7 @@ def prepare(devices: dict[str, int], *, host_network: bool, proc: str, single: b
     if proc == "new":
         _put(mounts.filesystem("proc", {}, PRIVATE), f"{STAGE}/proc")
     elif proc == "bind":
-        _put(_bind_path("/proc", PRIVATE, recursive=True), f"{STAGE}/proc")
+        _put(_bind_path("/proc", PRIVATE | MOUNT_ATTR_RDONLY, recursive=True), f"{STAGE}/proc")
     if host_network:  # sysfs shows a network namespace that must belong to our user namespace
         _put(_bind_path("/sys", PRIVATE | MOUNT_ATTR_RDONLY, recursive=True), f"{STAGE}/sys")
     else:

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from .. import errors, syscalls
-from ..ports import Capabilities
-from ..runtime import until_done
-from . import wire
+from ..ports import Capabilities, Requirement
+from ..runtime import in_thread, until_done
+from . import probe, wire
 from .cgroup import Cgroups
 
 START_TIMEOUT = 30.0
@@ -39,7 +39,8 @@ async def start(state_dir: Path, *, config: Mapping[str, Any] | None = None) -> 
     """Start nsd for a state directory (made if missing) and wait until it is ready.
 
     config: {"keep_ready": bool (one prepared sandbox a network mode), "network": bool (the build
-    network)}, both true unless said otherwise.
+    network)}, both true unless said otherwise; {"ids": shifted | identity | single, "network_mode": pasta |
+    slirp4netns | none} force a rung of the ladder.
     Raises Unsupported with the fix as hint when the host lacks what is needed, Unavailable."""
     Cgroups.detect()  # moves us out of the way, into a leaf of the delegated subtree, if there is one
     client = NsdClient(state_dir, dict(config or {}))
@@ -58,6 +59,7 @@ class NsdClient:
         self._process: _Process | None = None
         self._starting = asyncio.Lock()
         self._closed = False
+        self._ready: dict[str, Any] = {}
 
     @property
     def pid(self) -> int:
@@ -77,7 +79,8 @@ class NsdClient:
                 process, self._process = self._process, None
                 await process.stop()
             self._process, ready = await _spawn(self._state, self._config)
-            self.capabilities = _capabilities(ready)
+            self._ready = ready
+            self.capabilities = _capabilities(ready, probe.host_facts(self._state))
             return self._process
 
     async def call(
@@ -108,6 +111,11 @@ class NsdClient:
         except errors.Unavailable:
             process = await self.ensure()
             await process.send(data, fds)
+
+    async def doctor(self) -> tuple[Requirement, ...]:
+        """What the host has and lacks, looked at anew (overlayfs and procfs are tried again)."""
+        described = await self.call("describe", {})
+        return probe.requirements(await in_thread(probe.host_facts, self._state), described)
 
     async def close(self) -> None:
         """End nsd and with it every job.  Idempotent."""
@@ -340,10 +348,9 @@ async def _writable(loop: asyncio.AbstractEventLoop, sock: socket.socket) -> Non
         loop.remove_writer(sock)
 
 
-def _capabilities(ready: Mapping[str, Any]) -> Capabilities:
-    network = ready["network"]["mode"]
+def _capabilities(ready: Mapping[str, Any], host: Mapping[str, Any]) -> Capabilities:
     return Capabilities(
-        ids=ready["ids"], overlay=ready.get("overlay", "kernel"), network=network,
-        shift=ready["shift"], id_count=ready["count"], proc=ready["proc"],
-        cgroup=ready.get("cgroup", "none"),
+        ids=ready["ids"], overlay="kernel", network=ready["network"]["mode"],
+        shift=ready["shift"], id_count=ready["count"], proc=ready["proc"], cgroup=ready["cgroup"],
+        requirements=probe.requirements(host, ready),
     )

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from .. import syscalls
-from ..errors import Conflict, Unsupported
-from . import mounts, spec, userns
+from ..errors import Conflict, InvalidArgument, Unsupported
+from . import mounts, probe, spec, userns
 from .cgroup import Cgroups
 from .network import Kind, NetnsLease, Network
 
@@ -38,6 +38,7 @@ class Site:
     network: Network | None = None
     cgroups: Cgroups | None = None
     filters: dict[bool, bytes] = field(default_factory=dict)
+    selftest: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def open(cls, state: str, ids: userns.IdPlan) -> Site:
@@ -53,6 +54,9 @@ class Site:
         os.chown(site.empty, ids.shift, ids.shift)
         for name, (major, minor) in spec.DEVICES.items():
             site.devices[name] = mounts.device(f"/dev/{name}", major, minor)
+        site.selftest = probe.selftest(site.state)
+        if site.selftest["proc"]:
+            site.proc = "bind"  # read-only, and still with a pid namespace of the sandbox's own
         return site
 
     @property
@@ -119,11 +123,15 @@ class Site:
         with self.rooted(lowers) as root:
             yield root
 
-    def start_network(self, *, wanted: bool) -> None:
-        """Bring the build network up; why it isn't there is told with "default" leases."""
+    def start_network(self, mode: str = "", *, wanted: bool = True) -> None:
+        """Bring the build network up; why it isn't there is told with "default" leases.
+
+        mode: pasta, slirp4netns or none; "" = the best that works.  Raises InvalidArgument."""
+        if mode not in {"", "pasta", "slirp4netns", "none"}:
+            raise InvalidArgument(f"network {mode[:100]!r}: pasta, slirp4netns or none wanted")
         network = Network(
             uid_map=self.ids.inner_map(), gid_map=self.ids.inner_map(gids=True),
-            mode=None if wanted else "none",
+            mode="none" if not wanted else mode or None,  # type: ignore[arg-type]
         )
         network.start()
         self.network = network
@@ -135,7 +143,7 @@ class Site:
             "ids": self.ids.mode, "shift": self.shift, "count": self.ids.count, "proc": self.proc,
             "network": network, "cgroup": "none" if self.cgroups is None else "v2",
             "controllers": sorted(self.cgroups.controllers) if self.cgroups is not None else [],
-            "notes": list(self.ids.notes),
+            "notes": list(self.ids.notes), "selftest": self.selftest,
         }
 
     def close(self) -> None:

@@ -19,7 +19,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -157,6 +157,23 @@ def plan(
         return IdPlan("shifted", uids, gids, 1, count, direct)
     notes.append(f"{count} subordinate ids, {WANTED} wanted")
     return IdPlan("identity", uids, gids, 0, count + 1, direct, tuple(notes))
+
+
+def lowered(found: IdPlan, mode: str) -> IdPlan:
+    """The same host on another rung of the ladder.  Raises Unsupported for one that is too high for it."""
+    rungs = ("single", "identity", "shifted")
+    if mode not in rungs or rungs.index(mode) > rungs.index(found.mode):
+        raise Unsupported(
+            f"ids = {mode!r}: this host offers {found.mode}",
+            hint="; ".join(found.notes) or "one of shifted, identity, single",
+        )
+    if mode == found.mode:
+        return found
+    notes = (*found.notes, f"set to {mode} by the configuration")
+    if mode == "identity":
+        return replace(found, mode="identity", shift=0, count=found.count + 1, notes=notes)
+    own = ((0, found.uids[0][1], 1),), ((0, found.gids[0][1], 1),)
+    return IdPlan("single", *own, 0, 1, False, notes)
 
 
 def _root_ranges(text: str, id_map: str) -> list[tuple[int, int]]:

@@ -1,0 +1,153 @@
+"""The rungs below the best: fewer ids, one id, no network, a masked /proc; and what doctor says of each."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from sandboxes import opened
+
+from ocibuildd import errors
+from ocibuildd.sandbox import probe, userns
+
+HOST = {
+    "user": "ann", "root": False, "kernel": "6.8", "newuidmap": ["setuid", "setuid"],
+    "ids": {"mode": "shifted", "count": 65536, "direct": False, "notes": []},
+    "max_user_namespaces": 10000, "unprivileged_userns_clone": None, "apparmor_restricts": False,
+    "tun": "", "fuse": "", "file_system": "ext4", "no_new_privs": False,
+    "programs": {"pasta": "/usr/bin/pasta", "slirp4netns": "", "fuse-overlayfs": "", "git": "/usr/bin/git"},
+}
+NSD = {
+    "network": {"mode": "pasta"}, "cgroup": "v2", "controllers": ["memory", "pids", "cpu"],
+    "selftest": {"overlay": "", "rename": "", "proc": ""},
+}
+
+
+def test_a_host_that_has_everything_is_all_ok():
+    assert {row.level for row in probe.requirements(HOST, NSD)} == {"ok"}
+
+
+@pytest.mark.parametrize(
+    ("host", "nsd", "name", "level", "fix"),
+    [
+        ({"unprivileged_userns_clone": 0}, {}, "user namespaces", "missing", "unprivileged_userns_clone=1"),
+        ({"max_user_namespaces": 0}, {}, "user namespaces", "missing", "max_user_namespaces="),
+        ({"max_user_namespaces": 10}, {}, "user namespaces", "degraded", "max_user_namespaces="),
+        ({"apparmor_restricts": True}, {}, "apparmor", "missing", "apparmor_parser -r"),
+        ({"ids": {"mode": "single", "count": 1, "direct": False, "notes": ["none"]}}, {}, "subordinate ids",
+         "degraded", "--add-subuids"),
+        ({"ids": {"mode": "identity", "count": 1000, "direct": False, "notes": []}}, {}, "subordinate ids",
+         "degraded", "--add-subuids"),
+        ({"newuidmap": ["", ""]}, {}, "newuidmap", "degraded", "install uidmap"),
+        ({"newuidmap": ["none", "setuid"]}, {}, "newuidmap", "degraded", "setcap"),
+        ({"no_new_privs": True}, {}, "newuidmap", "degraded", "NoNewPrivileges"),
+        ({}, {"selftest": {"overlay": "Invalid argument", "proc": ""}}, "overlayfs", "missing", "state_dir"),
+        ({}, {"selftest": {"rename": "renamed"}}, "overlayfs", "missing", "state_dir"),
+        ({}, {"selftest": {"proc": "Operation not permitted"}}, "procfs", "degraded", "systempaths=unconfined"),
+        ({"tun": "Permission denied"}, {"network": {"mode": "none"}}, "network", "degraded", "chmod 666"),
+        ({"programs": {**HOST["programs"], "pasta": ""}}, {"network": {"mode": "none"}}, "network", "degraded",
+         "install passt"),
+        ({}, {"cgroup": "none", "controllers": []}, "control groups", "degraded", "Delegate=yes"),
+        ({}, {"controllers": ["pids"]}, "control groups", "degraded", "Delegate=yes"),
+        ({"programs": {**HOST["programs"], "git": ""}}, {}, "git", "degraded", "install git"),
+    ],
+)
+def test_each_lack_has_a_cost_and_a_command(host, nsd, name, level, fix):
+    rows = {row.name: row for row in probe.requirements(HOST | host, NSD | nsd)}
+    assert rows[name].level == level
+    assert fix in rows[name].fix
+    assert rows[name].cost
+    assert {row.level for row in rows.values() if row.name != name} == {"ok"}
+
+
+def plan(**changes):
+    facts = {"uid": 1000, "gid": 1000, "name": "ann", "subuid": "ann:100000:65536", "subgid": "ann:100000:65536",
+             "direct": False, "newuidmap": True}
+    return userns.plan(**(facts | changes))
+
+
+def test_enough_subordinate_ids_give_the_shifted_mode():
+    found = plan()
+    assert (found.mode, found.shift, found.count) == ("shifted", 1, 65536)
+    assert found.uids == ((0, 1000, 1), (1, 100000, 65536))
+    assert found.inner_map() == "0 1 65536\n"
+
+
+def test_an_inner_map_has_a_line_for_each_range():
+    found = plan(subuid="ann:100000:65000\nann:300000:9999", subgid="1000:100000:65536")
+    assert found.uids == ((0, 1000, 1), (1, 100000, 65000), (65001, 300000, 536))
+    assert found.inner_map() == "0 1 65000\n65000 65001 536\n"
+
+
+def test_few_subordinate_ids_give_the_identity_mode():
+    found = plan(subuid="ann:100000:1000")
+    assert (found.mode, found.shift, found.count) == ("identity", 0, 1001)
+    assert found.inner_map() == "0 0 1\n1 1 1000\n"
+
+
+@pytest.mark.parametrize("changes", [{"subuid": ""}, {"subgid": "bob:1:2"}, {"newuidmap": False}])
+def test_no_subordinate_ids_or_no_newuidmap_gives_one_id(changes):
+    found = plan(**changes)
+    assert (found.mode, found.count, found.uids) == ("single", 1, ((0, 1000, 1),))
+    assert found.notes
+
+
+def test_root_without_an_entry_takes_the_first_free_range():
+    found = plan(uid=0, gid=0, name="root", direct=True)
+    assert found.uids == ((0, 0, 1), (1, 165536, 65536))
+
+
+def test_root_of_a_container_with_few_ids_uses_those():
+    few = "0 1000 1\n1 100000 65536"
+    found = plan(uid=0, gid=0, name="root", subuid="", subgid="", direct=True,
+                 uid_map="0 100000 65536", gid_map="0 100000 65536")
+    assert found.uids == ((0, 0, 1), (1, 1, 65535))
+    assert found.mode == "shifted"
+    assert userns.mapped_here([(1, 65536)], few)
+    assert not userns.mapped_here([(0, 65536)], few)
+
+
+def test_a_plan_survives_its_way_to_nsd():
+    assert userns.IdPlan.load(plan().dump()) == plan()
+
+
+@pytest.mark.parametrize("mode", ["identity", "single"])
+async def test_a_step_runs_on_a_lower_rung(state_dir, mode):
+    box = await opened(state_dir, ids=mode)
+    try:
+        assert box.client.capabilities.ids == mode
+        assert box.client.capabilities.shift == 0
+        tree = box.new_tree()
+        result = await box.sh("id -u; cat /etc/hostname; echo x > /f; stat -c %u /f /etc", tree=tree)
+        assert result.lines == ["0", "buildkitsandbox", "0", "0"]
+        assert (box.upper(tree) / "f").stat().st_uid == os.geteuid()
+        chown = await box.sh("chown 5:5 /f", lowers=["base", tree])
+        assert (chown.code == 0) == (mode == "identity")
+    finally:
+        await box.client.close()
+
+
+async def test_a_rung_that_does_not_exist_is_refused(state_dir):
+    with pytest.raises(errors.Unsupported):
+        await opened(state_dir, ids="best")
+
+
+async def test_without_a_network_default_steps_say_what_is_missing(state_dir):
+    box = await opened(state_dir, network_mode="none")
+    try:
+        assert box.client.capabilities.network == "none"
+        with pytest.raises(errors.Unsupported):
+            await box.run("true", network="default")
+        assert (await box.sh("true", network="none")).code == 0
+    finally:
+        await box.client.close()
+
+
+async def test_doctor_looks_anew(state_dir):
+    box = await opened(state_dir)
+    try:
+        rows = {row.name: row for row in await box.client.doctor()}
+        assert rows["overlayfs"].level == rows["procfs"].level == "ok"
+        assert {row.name for row in box.client.capabilities.requirements} == set(rows)
+    finally:
+        await box.client.close()
