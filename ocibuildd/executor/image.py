@@ -18,7 +18,6 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any
 
 from ..errors import BuildError, Corrupt, InvalidArgument, NoSpace, NotFound, RegistryError
 from ..model.digest import Digest
@@ -41,7 +40,7 @@ from ..store.blobs import disk_error, hash_file
 from ..store.images import Image, StoredIndex
 from .feed import Feed
 from .platforms import choose, matches, platform_of
-from .unpack import Unpacked, Unpacker
+from .unpack import Unpacked, Unpacker, first_cause
 
 Auths = Mapping[str, RegistryAuth]
 STATUS_EVERY = 0.1
@@ -483,11 +482,3 @@ def is_id(text: str) -> bool:
     """Could it be an image id, or a prefix of one?"""
     digits = text.removeprefix("sha256:")
     return 4 <= len(digits) <= 64 and HEX.issuperset(digits)
-
-
-def first_cause(group: BaseExceptionGroup[Any]) -> BaseException:
-    """The exception that a task group ended for."""
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error

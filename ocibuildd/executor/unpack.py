@@ -120,10 +120,13 @@ class Unpacker:
         layers = self._store.layers.chain(chain)
         missing = [layer for layer in layers if not layer.tree]
         if missing:
-            async with asyncio.TaskGroup() as group:
-                for layer in missing:
-                    below = layers[: layers.index(layer)]
-                    group.create_task(self._guard(self._ensure(layer, bool(below), emit)))
+            try:
+                async with asyncio.TaskGroup() as group:
+                    for layer in missing:
+                        below = layers[: layers.index(layer)]
+                        group.create_task(self._guard(self._ensure(layer, bool(below), emit)))
+            except BaseExceptionGroup as error:
+                raise first_cause(error) from None
             await self._again_over_parents(chain, {layer.id for layer in missing}, emit)
         return [layer.tree for layer in self._store.layers.chain(chain)]
 
@@ -197,3 +200,11 @@ class Unpacker:
         return self._store.layers.set_tree(
             layer.id, made.tree, standalone=made.standalone, tar_size=made.applied["tar_size"]
         )
+
+
+def first_cause(group: BaseExceptionGroup[Any]) -> BaseException:
+    """The exception that a task group ended for."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from ..errors import InvalidArgument, NotFound, RegistryError
 from ..executor.image import ImagePuller, ResolvedImage, name_of, seconds
+from ..executor.unpack import first_cause
 from ..export.image import OCI, LayerBlob, compression_of, from_config, manifest_bytes
 from ..export.layout import (
     Packaged,
@@ -38,6 +39,8 @@ from .values import Loaded
 
 Form = Literal["docker", "oci"]
 MAX_IMAGES = 1_000
+COMPRESSING = 3
+"""Layers of one archive that are compressed at once."""
 
 
 class Saver:
@@ -232,13 +235,20 @@ class Loader:
             None, Digest.of(data), Digest.of(data), config.platform, config, manifest, blobs=(data,)
         )
         chain = await puller.layers(image, lease, None, emit)
-        return image, tuple([await self._compressed(layer, lease) for layer in chain])
+        slots = asyncio.Semaphore(COMPRESSING)
+        try:
+            async with asyncio.TaskGroup() as group:
+                for layer in dict.fromkeys(chain):
+                    group.create_task(self._compressed(layer, lease, slots))
+        except BaseExceptionGroup as error:
+            raise first_cause(error) from None
+        return image, chain
 
-    async def _compressed(self, layer_id: LayerId, lease: Any) -> LayerId:
+    async def _compressed(self, layer_id: LayerId, lease: Any, slots: asyncio.Semaphore) -> None:
         """An archive's plain layers get compressed: they will be pushed some day."""
         layer = self._store.layers.get(layer_id)
         if layer.media_type != MEDIA_LAYER or layer.digest is None or layer.diff_id is None:
-            return layer_id
+            return
         known = self._store.layers.with_blob(layer.diff_id)
         if known is not None and known.digest not in (None, layer.digest):
             blob = LayerBlob(
@@ -250,14 +260,14 @@ class Loader:
         else:
             fd = self._store.blobs.open(layer.digest)
             try:
-                blob = await recompress(self._store, self._nsd, fd, layer.diff_id)
+                async with slots:
+                    blob = await recompress(self._store, self._nsd, fd, layer.diff_id)
             finally:
                 os.close(fd)
         lease.add(blobs=(blob.digest,))
         self._store.layers.set_blob(
             layer_id, digest=blob.digest, size=blob.size, media_type=OCI.layers[blob.compression]
         )
-        return layer_id
 
     def _record(
         self, image: ResolvedImage, chain: tuple[LayerId, ...], names: Sequence[Reference]

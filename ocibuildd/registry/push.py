@@ -91,8 +91,6 @@ async def push_blob(
         if kept:
             journal.remove(*key)
         journal.saw(key[0], repository, [descriptor.digest])
-    if progress is not None:
-        progress(descriptor.size)
     return action
 
 

@@ -108,7 +108,9 @@ async def registry_host(tmp_path: Path) -> AsyncIterator[str]:
         f"version: 0.1\nlog: {{level: error}}\nstorage:\n  filesystem: {{rootdirectory: {tmp_path}/registry}}\n"
         f"  delete: {{enabled: true}}\nhttp: {{addr: 127.0.0.1:{port}}}\n"
     )
-    process = subprocess.Popen(["docker-registry", "serve", config], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        ["docker-registry", "serve", config], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     for _ in range(200):
         try:
             socket.create_connection(("127.0.0.1", port), 1).close()
@@ -138,10 +140,16 @@ def make_tar(files: dict[str, bytes], mode: str = "w") -> bytes:
 
 async def stream(data: bytes, piece: int = 1 << 16) -> AsyncIterator[bytes]:
     for at in range(0, len(data), piece):
-        yield data[at:at + piece]
+        yield data[at : at + piece]
 
 
-ROOTFS = {"etc/": b"", "etc/motd": b"hello\n", "bin/": b"", "bin/sh": b"->busybox", "bin/busybox": b"\x7fELF" * 500}
+ROOTFS = {
+    "etc/": b"",
+    "etc/motd": b"hello\n",
+    "bin/": b"",
+    "bin/sh": b"->busybox",
+    "bin/busybox": b"\x7fELF" * 500,
+}
 
 
 @pytest.fixture
@@ -181,15 +189,25 @@ def legacy_archive(layers: Iterable[bytes], tags: list[str], *, compress: bool =
         files[f"{number:064x}/"] = b""
         files[f"{number:064x}/VERSION"] = b"1.0"
         files[names[-1]] = gzip.compress(layer) if compress else layer
-    config = json.dumps({
-        "architecture": "amd64", "os": "linux", "config": {"Cmd": ["/bin/sh"], "Env": ["A=b"]},
-        "docker_version": "19.03", "rootfs": {"type": "layers", "diff_ids": diff_ids},
-        "history": [{"created": "2020-01-01T00:00:00Z", "created_by": f"step {n}"} for n in range(len(names))],
-        "created": "2020-01-01T00:00:00Z",
-    }).encode()
+    config = json.dumps(
+        {
+            "architecture": "amd64",
+            "os": "linux",
+            "config": {"Cmd": ["/bin/sh"], "Env": ["A=b"]},
+            "docker_version": "19.03",
+            "rootfs": {"type": "layers", "diff_ids": diff_ids},
+            "history": [
+                {"created": "2020-01-01T00:00:00Z", "created_by": f"step {n}"}
+                for n in range(len(names))
+            ],
+            "created": "2020-01-01T00:00:00Z",
+        }
+    ).encode()
     config_name = hashlib.sha256(config).hexdigest() + ".json"
     files[config_name] = config
-    files["manifest.json"] = json.dumps([{"Config": config_name, "RepoTags": tags or None, "Layers": names}]).encode()
+    files["manifest.json"] = json.dumps(
+        [{"Config": config_name, "RepoTags": tags or None, "Layers": names}]
+    ).encode()
     return make_tar(files)
 
 

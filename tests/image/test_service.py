@@ -14,7 +14,9 @@ from ocibuildd.store.images import Image
 
 
 @pytest.mark.parametrize("pack", [bytes, gzip.compress, lzma.compress, zstandard.compress])
-async def test_a_root_file_system_becomes_an_image_whatever_its_compression(rig, rootfs, flow, pack):
+async def test_a_root_file_system_becomes_an_image_whatever_its_compression(
+    rig, rootfs, flow, pack
+):
     image = await rig.images.import_rootfs(flow(pack(rootfs)), "base:1")
     assert rig.images.find("base:1").id == image
     assert {"etc/motd", "bin/sh", "bin/busybox"} <= await rig.tree_names("base:1")
@@ -31,12 +33,29 @@ async def test_an_import_keeps_gzip_bytes_as_they_came(rig, rootfs, flow):
 
 
 async def test_changes_shape_the_config_of_an_import(rig, rootfs, flow):
-    changes = ['CMD ["/bin/sh"]', "ENV A=b C=d", "EXPOSE 80", "LABEL x=y", "USER 1", "WORKDIR /w", "VOLUME /v"]
+    changes = [
+        'CMD ["/bin/sh"]',
+        "ENV A=b C=d",
+        "EXPOSE 80",
+        "LABEL x=y",
+        "USER 1",
+        "WORKDIR /w",
+        "VOLUME /v",
+    ]
     await rig.images.import_rootfs(flow(rootfs), "base:1", changes=changes, message="from afar")
     details = rig.images.inspect("base:1")
     config = details.config.config
-    assert (config.cmd, config.env, config.user, config.working_dir) == (("/bin/sh",), ("A=b", "C=d"), "1", "/w")
-    assert (config.labels, config.exposed_ports, config.volumes) == ({"x": "y"}, {"80/tcp": {}}, {"/v": {}})
+    assert (config.cmd, config.env, config.user, config.working_dir) == (
+        ("/bin/sh",),
+        ("A=b", "C=d"),
+        "1",
+        "/w",
+    )
+    assert (config.labels, config.exposed_ports, config.volumes) == (
+        {"x": "y"},
+        {"80/tcp": {}},
+        {"/v": {}},
+    )
     assert details.config.history[0].comment == "from afar"
 
 
@@ -70,7 +89,15 @@ async def test_an_import_under_a_bad_name_is_refused(rig, rootfs, flow, name):
 
 async def test_an_image_is_found_by_name_id_and_prefix(rig, rootfs, flow):
     image = await rig.images.import_rootfs(flow(rootfs), "base")
-    for text in ("base", "base:latest", "docker.io/library/base", str(image), image.hex, image.short, image.hex[:4]):
+    for text in (
+        "base",
+        "base:latest",
+        "docker.io/library/base",
+        str(image),
+        image.hex,
+        image.short,
+        image.hex[:4],
+    ):
         assert rig.images.find(text).id == image
     for text in ("nosuch", "base:2", "f" * 64 if image.hex[0] != "f" else "e" * 64):
         with pytest.raises(NotFound, match="No such image"):
@@ -106,7 +133,9 @@ async def test_lists_are_filtered(rig, rootfs, tar, flow):
     assert names(until=["24h"]) == []
 
 
-@pytest.mark.parametrize("filters", [{"colour": ["red"]}, {"dangling": ["maybe"]}, {"until": ["soon"]}])
+@pytest.mark.parametrize(
+    "filters", [{"colour": ["red"]}, {"dangling": ["maybe"]}, {"until": ["soon"]}]
+)
 async def test_a_filter_that_nobody_knows_is_refused(rig, filters):
     with pytest.raises(InvalidArgument, match="invalid"):
         rig.images.list(filters=filters)
@@ -120,8 +149,19 @@ def intermediate(rig, parent, number):
     config = json.loads(rig.store.blobs.read(image.id))
     config["history"].append({"created_by": f"step {number}", "empty_layer": True})
     digest = rig.store.blobs.put(json.dumps(config).encode())
-    rig.store.images.put(Image(id=digest, manifest=None, media_type="", chain=image.chain, kind="intermediate",
-                               parent=image.id, created_by=f"step {number}", created=float(number), size=image.size))
+    rig.store.images.put(
+        Image(
+            id=digest,
+            manifest=None,
+            media_type="",
+            chain=image.chain,
+            kind="intermediate",
+            parent=image.id,
+            created_by=f"step {number}",
+            created=float(number),
+            size=image.size,
+        )
+    )
     return digest
 
 
@@ -132,7 +172,10 @@ async def test_intermediate_images_are_listed_walked_and_tagged(rig, rootfs, flo
     assert len(rig.images.list()) == 1
     assert len(rig.images.list(all=True)) == 3
     lines = rig.images.history(str(two))
-    assert [(line.created_by, line.id) for line in lines[:2]] == [("step 2", str(two)), ("step 1", str(one))]
+    assert [(line.created_by, line.id) for line in lines[:2]] == [
+        ("step 2", str(two)),
+        ("step 1", str(one)),
+    ]
     assert lines[2].size > 0
     assert lines[0].size == 0
     rig.images.tag(str(one), "half:done")
@@ -143,7 +186,10 @@ async def test_removing_a_name_keeps_an_image_that_has_others(rig, rootfs, flow)
     image = await rig.images.import_rootfs(flow(rootfs), "base:1")
     rig.images.tag("base:1", "base:2")
     assert rig.images.remove("base:1") == [Removed("untagged", "base:1")]
-    assert rig.images.remove("base:2") == [Removed("untagged", "base:2"), Removed("deleted", str(image))]
+    assert rig.images.remove("base:2") == [
+        Removed("untagged", "base:2"),
+        Removed("deleted", str(image)),
+    ]
     with pytest.raises(NotFound):
         rig.images.remove("base:2")
 
@@ -178,7 +224,11 @@ async def test_unnamed_parents_go_with_the_last_image(rig, rootfs, flow):
     two = intermediate(rig, str(one), 2)
     rig.images.tag(str(two), "done:1")
     removed = rig.images.remove("done:1")
-    assert removed == [Removed("untagged", "done:1"), Removed("deleted", str(two)), Removed("deleted", str(one))]
+    assert removed == [
+        Removed("untagged", "done:1"),
+        Removed("deleted", str(two)),
+        Removed("deleted", str(one)),
+    ]
     assert rig.images.find("base:1")
 
 
