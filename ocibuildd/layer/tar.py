@@ -128,7 +128,7 @@ def _ustar(
         rest, total = _RESTS[kind]
     # Adler-32's lower half is one plus the sum of these 148 bytes, and far faster than sum().
     total += (zlib.adler32(head) & 0xFFFF) - 1 + 256  # the checksum field counts as eight spaces
-    return b"%b%06o\0 %b" % (head, total, rest)
+    return head + b"%06o\0 " % total + rest
 
 
 def _pax_record(key: bytes, value: bytes) -> bytes:
@@ -160,27 +160,21 @@ def header(
     The common case (short names, times of this century) is made by hand: about 5 µs."""
     seconds, fraction = divmod(mtime_ns, _GIGA)
     if (
-        len(name) <= 100
-        and len(link) <= 100
-        and not xattrs
-        and 0 <= seconds <= _MAX_OCTAL12
-        and size <= _MAX_OCTAL12
-        and uid <= _MAX_OCTAL8
-        and gid <= _MAX_OCTAL8
-    ):
-        block = _ustar(name, kind, mode, uid, gid, size, seconds, link)
+        len(name) <= 100 and not xattrs and not link and size <= _MAX_OCTAL12
+        and 0 <= seconds <= _MAX_OCTAL12 and uid <= _MAX_OCTAL8 and gid <= _MAX_OCTAL8
+    ):  # fmt: skip
+        head = name.ljust(100, b"\0") + b"%07o\0%07o\0%07o\0%011o\0%011o\0" % (
+            mode, uid, gid, size, seconds,
+        )  # fmt: skip
+        rest, total = _RESTS[kind]
+        total += (zlib.adler32(head) & 0xFFFF) + 255  # as in _ustar
         if not fraction:
-            return block
+            return head + b"%06o\0 " % total + rest
         if (
             _GIGA <= seconds < 10 * _GIGA
         ):  # ten digits: the record is 30 bytes long, its header a constant
-            return b"%b30 mtime=%d.%09d\n%b%b" % (
-                _MTIME_HEADER,
-                seconds,
-                fraction,
-                _MTIME_PAD,
-                block,
-            )
+            record = b"30 mtime=%d.%09d\n" % (seconds, fraction)
+            return _MTIME_HEADER + record + _MTIME_PAD + head + b"%06o\0 " % total + rest
     return _extended(name, kind, mode, uid, gid, size, mtime_ns, link, xattrs or {})
 
 
