@@ -56,6 +56,8 @@ class Database:
         """Opens or creates; migrates.  Raises Corrupt, NoSpace, BuildError (a newer schema)."""
         self.path = path
         self.journal = journal
+        self.damaged = False
+        """A query found damage: the next start must look."""
         self._lines: list[bytes] = []
         self.depth = 0
         self._after: list[Callable[[], None]] = []
@@ -110,21 +112,27 @@ class Database:
             row: Row | None = self.connection.execute(sql, parameters).fetchone()
             return row
         except sqlite3.Error as error:
-            raise translate(error, self.path) from error
+            raise self._translated(error) from error
 
     def all(self, sql: str, parameters: Sequence[Any] = ()) -> list[Row]:
         """All rows: for queries that are bounded by what they ask."""
         try:
             return self.connection.execute(sql, parameters).fetchall()
         except sqlite3.Error as error:
-            raise translate(error, self.path) from error
+            raise self._translated(error) from error
 
     def run(self, sql: str, parameters: Sequence[Any] = ()) -> int:
         """Write; a commit of its own outside a transaction.  Gives how many rows it touched."""
         try:
             return self.connection.execute(sql, parameters).rowcount
         except sqlite3.Error as error:
-            raise translate(error, self.path) from error
+            raise self._translated(error) from error
+
+    def _translated(self, error: sqlite3.Error) -> BuildError | sqlite3.Error:
+        translated = translate(error, self.path)
+        if isinstance(translated, Corrupt):
+            self.damaged = True
+        return translated
 
     def put(self, table: str, row: Sequence[Any]) -> None:
         """Insert or replace a whole row (columns in the schema's order), in the journal too."""

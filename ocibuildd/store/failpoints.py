@@ -1,8 +1,8 @@
 """Named points where a crash test ends the process.
 
 ``OCIBUILD_FAILPOINT=name[:n][=action]`` in the environment, read once at import: at the nth time (from 1)
-that the point is passed, the process is killed (SIGKILL, as a power cut has no handlers), or with
-``=enospc`` / ``=eio`` the errno is raised.  Unset, :func:`hit` is an empty function.
+that the point is passed, the process is killed (SIGKILL: no handlers, as in a power cut), or with
+``=enospc`` / ``=eio`` that error is raised.  Without it :func:`hit` does nothing.
 """
 
 from __future__ import annotations
@@ -13,18 +13,27 @@ import signal
 from collections.abc import Callable
 
 _ERRNOS = {"enospc": errno.ENOSPC, "eio": errno.EIO}
+_armed: Callable[[str], None] | None = None
 
 
-def _nothing(name: str) -> None:
-    """Nobody asked for a failure."""
+def hit(name: str) -> None:
+    """This point was reached: a name says where and when, as in "layer.before-row"."""
+    if _armed is not None:
+        _armed(name)
 
 
-def _armed(setting: str) -> Callable[[str], None]:
+def arm(setting: str) -> None:
+    """Arm one point, as the environment does; "" = none."""
+    global _armed
+    _armed = _trap(setting) if setting else None
+
+
+def _trap(setting: str) -> Callable[[str], None]:
     spec, _, action = setting.partition("=")
     wanted, _, count = spec.partition(":")
     left = int(count or "1")
 
-    def hit(name: str) -> None:
+    def trap(name: str) -> None:
         nonlocal left
         if name != wanted:
             return
@@ -35,10 +44,7 @@ def _armed(setting: str) -> Callable[[str], None]:
             raise OSError(_ERRNOS[action], os.strerror(_ERRNOS[action]))
         os.kill(os.getpid(), signal.SIGKILL)
 
-    return hit
+    return trap
 
 
-hit: Callable[[str], None] = (
-    _armed(os.environ["OCIBUILD_FAILPOINT"]) if os.environ.get("OCIBUILD_FAILPOINT") else _nothing
-)
-"""``hit("commit.before-row")``: this point was reached."""
+arm(os.environ.get("OCIBUILD_FAILPOINT", ""))

@@ -135,6 +135,15 @@ class Images:
         row = self._db.one(f"SELECT {_COLUMNS} FROM images WHERE id = ?", (image,))
         return None if row is None else self._note(_image(row))
 
+    def known(self, images: Sequence[Digest]) -> set[str]:
+        """Which of these are here: one select."""
+        rows = self._db.all(
+            "SELECT id FROM images WHERE id IN (SELECT value FROM json_each(?))",
+            (json.dumps(images),),
+        )
+        self._held.note(blobs=[row[0] for row in rows])
+        return {row[0] for row in rows}
+
     def find(self, prefix: str) -> list[Image]:
         """By the first hex digits of the id, "sha256:" or not; at most two, so that ambiguity shows."""
         start = prefix if ":" in prefix else f"sha256:{prefix}"

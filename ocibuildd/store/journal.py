@@ -2,7 +2,7 @@
 
 ``["table", [column, …]]`` puts a row, ``["-table", [key]]`` takes one away; the first line is
 ``["schema", [n]]``.  Appended after each commit and never synced: the database is the truth, this is the
-spare.  A line that a crash cut short is skipped when read.
+spare.  (Preimages, which only explain, are not in it.)  A line that a crash cut short is skipped when read.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from .db import Database
 from .failpoints import hit
 from .gc import finish
 from .journal import Journal
-from .rebuild import compacting, live_rows, rebuild
+from .rebuild import EMPTY, compacting, live_rows, rebuild
 
 if TYPE_CHECKING:
     from .store import Store
@@ -75,7 +75,7 @@ def take_marker(state: Path) -> bool:
     try:
         (state / "clean").unlink()
     except FileNotFoundError:
-        return not (state / "store.db").exists()
+        return not ((state / "store.db").exists() or (state / "journal.jsonl").exists())
     except OSError as error:
         raise disk_error(error, f"state directory {state}") from error
     return True
@@ -91,35 +91,42 @@ def open_database(state: Path, *, clean: bool, schema: int) -> tuple[Database, R
     """The database with its journal; checked after a crash, and built again where it is damaged."""
     report = Report(clean=clean)
     path = state / "store.db"
-    try:
+    db = _open_sound(path, report)
+    if db is None:
+        log.error("database %s: %s: building it again", path, "; ".join(report.damage[:3]))
+        report.rebuilt_rows = _build_again(state, path)
         db = Database(path)
-        damage = [] if clean else db.damage()
-    except Corrupt as error:
-        damage = [error.message]
-    else:
-        if not damage:
-            _private(path)
-            db.journal = Journal(state / "journal.jsonl", schema)
-            finish(compacting(db))
-            return db, report
-        db.close()
-    report.damage = damage
-    log.error("database %s is damaged (%s): building it again", path, "; ".join(damage[:3]))
-    stamp = int(time.time())
-    for suffix in ("", "-wal", "-shm"):
-        with contextlib.suppress(FileNotFoundError):
-            path.with_name(path.name + suffix).rename(state / "quarantine" / f"store.db{suffix}.{stamp}")
-    hit("recover.before-rebuild")
-    db = Database(path)
     try:
         _private(path)
-        report.rebuilt_rows = rebuild(state, db)
         db.journal = Journal(state / "journal.jsonl", schema)
-        finish(db.journal.rewriting(live_rows(db)))
+        if report.damage:
+            finish(db.journal.rewriting(live_rows(db)))
+        else:
+            finish(compacting(db))
     except BaseException:
         db.close()
         raise
     return db, report
+
+
+def _open_sound(path: Path, report: Report) -> Database | None:
+    """The database, or None where it is damaged (``report.damage`` says how); one that is missing is damage
+    if the journal knows of rows."""
+    if not path.exists():
+        journal = path.with_name("journal.jsonl")
+        if journal.exists() and journal.stat().st_size > EMPTY:
+            report.damage = ["it is missing"]
+            return None
+    try:
+        db = Database(path)
+    except Corrupt as error:
+        report.damage = [error.message]
+        return None
+    report.damage = [] if report.clean else db.damage()
+    if not report.damage:
+        return db
+    db.close()
+    return None
 
 
 def _private(path: Path) -> None:
@@ -127,6 +134,27 @@ def _private(path: Path) -> None:
     for suffix in ("", "-wal", "-shm"):
         with contextlib.suppress(FileNotFoundError):
             path.with_name(path.name + suffix).chmod(0o600)
+
+
+def _build_again(state: Path, path: Path) -> int:
+    """Put the damaged database aside and a new one in its place, which is there in whole or not at all (a
+    crash in between finds no database and begins again).  Gives the number of rows."""
+    stamp = int(time.time())
+    for suffix in ("", "-wal", "-shm"):
+        with contextlib.suppress(FileNotFoundError):
+            path.with_name(path.name + suffix).rename(state / "quarantine" / f"store.db{suffix}.{stamp}")
+    fresh = path.with_name("store.db.new")
+    for suffix in ("", "-wal", "-shm"):
+        fresh.with_name(fresh.name + suffix).unlink(missing_ok=True)
+    hit("recover.before-rebuild")
+    db = Database(fresh)
+    try:
+        rows = rebuild(state, db)
+    finally:
+        db.close()
+    hit("recover.before-rename")
+    fresh.rename(path)
+    return rows
 
 
 def sweep(store: Store, report: Report, *, clean: bool) -> None:

@@ -139,7 +139,7 @@ class Trees:
         """Rename out of the way, after the row is gone.  Gives the path in the trash, None = no such
         directory."""
         self._trashed += 1
-        target = self._state / "trash" / f"tree-{tree}-{os.getpid()}-{self._trashed}"
+        target = self._state / "trash" / f"tree-{tree}-{time.time_ns()}-{self._trashed}"
         hit("tree.before-trash")
         with contextlib.suppress(FileNotFoundError):
             os.rename(self.path(tree), target)

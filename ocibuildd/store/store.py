@@ -124,8 +124,9 @@ class Store:
         self.db.close()
         if self.db.journal is not None:
             self.db.journal.close()
-        with contextlib.suppress(OSError):
-            recover.put_marker(self.path)
+        if not self.db.damaged:
+            with contextlib.suppress(OSError):
+                recover.put_marker(self.path)
         self.lock.release()
 
     def __enter__(self) -> Self:

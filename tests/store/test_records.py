@@ -10,8 +10,6 @@ from filler import Filler
 from ocibuildd.model.digest import Digest
 from ocibuildd.store import Store, records
 
-
-
 BLOB = Digest.of(b"blob")
 
 
