@@ -91,14 +91,3 @@ def warnings(found: list[dict[str, Any]]) -> str:
         where = f" (line {item['line']})" if item.get("line") else ""
         lines.append(f" - {escape(str(item.get('rule', '')))}: {escape(str(item['message']))}{where}")
     return "\n".join(lines)
-
-
-def answer_text(answer: Any) -> str:
-    """What a subrequest found: text as it is, anything else as JSON."""
-    from .text import escape_lines
-
-    if isinstance(answer, str):
-        return escape_lines(answer)
-    import json
-
-    return json.dumps(answer, indent=2)

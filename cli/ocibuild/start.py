@@ -61,7 +61,7 @@ def connect(host: str | None = None, *, start: bool = True) -> Connection:
     return _start(path)
 
 
-def _command() -> list[str]:
+def command() -> list[str]:
     """How to run the daemon: the script beside ours, or the module."""
     import sys
 
@@ -86,7 +86,7 @@ def _start(path: str) -> Connection:
     import time
 
     log = _log_file()
-    pid = _spawn([*_command(), "--auto"], log)
+    pid = _spawn([*command(), "--auto"], log)
     deadline = time.monotonic() + START_TIMEOUT
     delay, ended = 0.002, False
     while True:

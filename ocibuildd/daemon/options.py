@@ -23,6 +23,7 @@ Options:
   --auto             Started by the CLI: end after the configured idle time
   --foreground       Log for people, not as JSON
   --log-level LEVEL  debug, info, warning or error
+  --doctor           Print what this host has and lacks for rootless builds as JSON, and end
   --check-config     Read the configuration, print what is wrong with it, and end
   --version          Print the version and end
   --help             Print this and end"""
@@ -32,6 +33,7 @@ _VALUES = {
 }
 _FLAGS = {
     "--auto": "auto", "--foreground": "foreground", "--check-config": "check_config",
+    "--doctor": "doctor",
 }
 LEVELS = ("debug", "info", "warning", "error")
 
@@ -48,6 +50,7 @@ class Options:
     auto: bool = False
     foreground: bool = False
     check_config: bool = False
+    doctor: bool = False
 
 
 def _complain(message: str) -> int:

@@ -21,68 +21,70 @@ CANCEL_GRACE = 15.0
 """Seconds that a cancelled build has to say that it has ended."""
 
 
+HELP = """
+Usage:  ocibuild build [OPTIONS] PATH | URL | -
+
+Build an image from a Dockerfile.  PATH is read in place, never uploaded; "-" takes a
+Dockerfile or a tar (plain, gzip, bzip2, xz, zstd) from standard input; URL is a git
+repository (URL#REF:DIR), a tar, or a Dockerfile.
+
+Options:
+  -t, --tag NAME...            Name the image (NAME[:TAG])
+  -f, --file PATH              The Dockerfile (default: PATH/Dockerfile; - = standard input)
+  -q, --quiet                  Print the image's id only
+  -o, --output SPEC...         What to make: type=image|registry|oci|docker|tar|local[,dest=PATH]
+                               [,name=…,push=true,compression=gzip|zstd|uncompressed,…]
+  --push                       Push the image to its registry; the same as -o type=registry
+  --load                       Keep the image here as well (it always is, but for -o)
+  --build-arg KEY[=VALUE]...   Set an ARG; without a value, the variable of that name
+  --build-context NAME=WHERE...  Another context (directory, URL, docker-image://, oci-layout://)
+  --target STAGE               Build up to this stage
+  --platform LIST              Platforms to build for, e.g. linux/amd64,linux/arm64
+  --no-cache                   Run every step, whatever the cache holds
+  --no-cache-filter STAGE...   Run every step of these stages
+  --pull                       Ask the registry for newer base images
+  --label KEY=VALUE...         Add a label
+  --annotation KEY=VALUE...    Add an annotation to the manifest
+  --secret SPEC...             A secret for RUN --mount=type=secret: id=ID[,src=PATH|env=NAME]
+  --ssh SPEC...                An SSH agent or keys: default | ID[=SOCKET|KEY[,KEY]]
+  --allow ENTITLEMENT...       Grant network.host or security.insecure to the Dockerfile
+  --network MODE               Network of RUN: default, none or host
+  --add-host HOST:IP...        A line for /etc/hosts of RUN
+  --dns ADDRESS...             A name server for RUN
+  --cache-from SPEC...         Use cache from: REF | type=registry,ref=REF | type=local,src=DIR
+  --cache-to SPEC...           Write cache to: type=registry,ref=REF[,mode=max] | type=local,dest=DIR
+                               | type=inline
+  --progress MODE              auto, plain, tty, json, rawjson or quiet
+  --iidfile FILE               Write the image's id to a file
+  --metadata-file FILE         Write the result (digest, id, names) to a file as JSON
+  --check                      Check the Dockerfile, build nothing
+  --call METHOD[,format=json]  build, check, outline or targets
+  --profile                    Print where the time went
+  --trace FILE                 Write a timeline (Chrome and Perfetto trace format)
+  --reproducible               Clamp timestamps, so that the same input gives the same digest
+  --no-new-privileges          Setuid programs in RUN don't elevate
+  --memory SIZE                Memory limit of a step
+  --memory-swap SIZE           Memory and swap limit of a step
+  --shm-size SIZE              Size of /dev/shm
+  --cpu-quota USEC             CPU time of a step per period
+  --cpu-period USEC            The period of --cpu-quota
+  --cpuset-cpus LIST           CPUs that steps may use
+  --ulimit LIMIT...            nofile=SOFT[:HARD] of a step
+  --timeout SECONDS            End the build after so long
+  --step-timeout SECONDS       End a step after so long
+  --max-parallelism N          Run at most so many steps at the same time
+  --detach                     Don't wait; print the build's id
+  --rm[=BOOL]                  Accepted for docker's sake: nothing is ever left behind
+  --force-rm                   Likewise
+  --compress                   Likewise: nothing is uploaded
+  --provenance[=SPEC]          Likewise: no attestations are made
+  --sbom[=SPEC]                Likewise
+  --builder NAME               Likewise: there is one builder
+  -h, --help                   Print this
+"""
+
+
 def build(argv: Sequence[str]) -> int:
-    """
-    Usage:  ocibuild build [OPTIONS] PATH | URL | -
-
-    Build an image from a Dockerfile.  PATH is read in place, never uploaded; "-" takes a
-    Dockerfile or a tar (plain, gzip, bzip2, xz, zstd) from standard input; URL is a git
-    repository (URL#REF:DIR), a tar, or a Dockerfile.
-
-    Options:
-      -t, --tag NAME...            Name the image (NAME[:TAG])
-      -f, --file PATH              The Dockerfile (default: PATH/Dockerfile; - = standard input)
-      -q, --quiet                  Print the image's id only
-      -o, --output SPEC...         What to make: type=image|registry|oci|docker|tar|local[,dest=PATH]
-                                   [,name=…,push=true,compression=gzip|zstd|uncompressed,…]
-      --push                       Push the image to its registry; the same as -o type=registry
-      --load                       Keep the image here as well (it always is, but for -o)
-      --build-arg KEY[=VALUE]...   Set an ARG; without a value, the variable of that name
-      --build-context NAME=WHERE...  Another context (directory, URL, docker-image://, oci-layout://)
-      --target STAGE               Build up to this stage
-      --platform LIST              Platforms to build for, e.g. linux/amd64,linux/arm64
-      --no-cache                   Run every step, whatever the cache holds
-      --no-cache-filter STAGE...   Run every step of these stages
-      --pull                       Ask the registry for newer base images
-      --label KEY=VALUE...         Add a label
-      --annotation KEY=VALUE...    Add an annotation to the manifest
-      --secret SPEC...             A secret for RUN --mount=type=secret: id=ID[,src=PATH|env=NAME]
-      --ssh SPEC...                An SSH agent or keys: default | ID[=SOCKET|KEY[,KEY]]
-      --allow ENTITLEMENT...       Grant network.host or security.insecure to the Dockerfile
-      --network MODE               Network of RUN: default, none or host
-      --add-host HOST:IP...        A line for /etc/hosts of RUN
-      --dns ADDRESS...             A name server for RUN
-      --cache-from SPEC...         Use cache from: REF | type=registry,ref=REF | type=local,src=DIR
-      --cache-to SPEC...           Write cache to: type=registry,ref=REF[,mode=max] | type=local,dest=DIR
-                                   | type=inline
-      --progress MODE              auto, plain, tty, json, rawjson or quiet
-      --iidfile FILE               Write the image's id to a file
-      --metadata-file FILE         Write the result (digest, id, names) to a file as JSON
-      --check                      Check the Dockerfile, build nothing
-      --call METHOD                build, check, outline or targets
-      --profile                    Print where the time went
-      --trace FILE                 Write a timeline (Chrome and Perfetto trace format)
-      --reproducible               Clamp timestamps, so that the same input gives the same digest
-      --no-new-privileges          Setuid programs in RUN don't elevate
-      --memory SIZE                Memory limit of a step
-      --memory-swap SIZE           Memory and swap limit of a step
-      --shm-size SIZE              Size of /dev/shm
-      --cpu-quota USEC             CPU time of a step per period
-      --cpu-period USEC            The period of --cpu-quota
-      --cpuset-cpus LIST           CPUs that steps may use
-      --ulimit LIMIT...            nofile=SOFT[:HARD] of a step
-      --timeout SECONDS            End the build after so long
-      --step-timeout SECONDS       End a step after so long
-      --max-parallelism N          Run at most so many steps at the same time
-      --detach                     Don't wait; print the build's id
-      --rm[=BOOL]                  Accepted for docker's sake: nothing is ever left behind
-      --force-rm                   Likewise
-      --compress                   Likewise: nothing is uploaded
-      --provenance[=SPEC]          Likewise: no attestations are made
-      --sbom[=SPEC]                Likewise
-      --builder NAME               Likewise: there is one builder
-      -h, --help                   Print this
-    """
     args = arguments(build, argv)
     if len(args.rest) != 1:
         raise UsageError("expected one context: a directory, a URL or -")
@@ -94,15 +96,16 @@ def build(argv: Sequence[str]) -> int:
         return _follow(client, request, args)
 
 
+build.__doc__ = HELP
+
+
 def _request(args: Args, client: Client) -> dict[str, Any]:
     """The request's JSON; what isn't given is left out."""
     from . import build_options as options
 
     request: dict[str, Any] = {"context": {"kind": "empty"}}
     _context(args, client, request)
-    if args.call and args.call not in ("build", "check", "outline", "targets", "lint"):
-        raise UsageError(f"invalid method {args.call!r} for --call: expected check, outline or targets")
-    call = "check" if args.check or args.call == "lint" else args.call
+    call = _method(args)
     fields = {
         "tags": args.tag, "target": args.target, "network": args.network,
         "build_args": options.build_args(args.build_arg), "labels": options.pairs("--label", args.label),
@@ -121,6 +124,8 @@ def _request(args: Args, client: Client) -> dict[str, Any]:
         "timeout": options.integer("--timeout", args.timeout),
         "max_parallelism": options.integer("--max-parallelism", args.max_parallelism),
     }
+    if args.load and fields["outputs"]:
+        fields["outputs"].append({"type": "image", "dest": "", "attrs": {}})
     request.update({key: value for key, value in fields.items() if value})
     if args.network and args.network not in ("default", "none", "host"):
         raise UsageError(f"network mode {args.network!r}: expected default, none or host")
@@ -134,6 +139,14 @@ def _request(args: Args, client: Client) -> dict[str, Any]:
     if args.push or any(o.get("type") == "registry" for o in request.get("outputs", [])):
         _helper_credentials(args.tag, request)
     return request
+
+
+def _method(args: Args) -> str:
+    """--check and --call, whose value may have ``,format=json`` behind it.  Raises UsageError."""
+    method: str = args.call.partition(",")[0]
+    if method not in ("", "build", "check", "lint", "outline", "targets"):
+        raise UsageError(f"invalid method {method!r} for --call: expected check, outline or targets")
+    return "check" if args.check or method == "lint" else method
 
 
 def _helper_credentials(tags: Sequence[str], request: dict[str, Any]) -> None:
@@ -233,7 +246,7 @@ def _finish(args: Args, state: Any, shown: Display) -> int:
         from ..failure import warnings
 
         print(warnings(state.warnings), file=sys.stderr)
-    return _succeed(args, state.result)
+    return _succeed(args, state.id, state.result)
 
 
 def _follow_quietly(client: Client, request: dict[str, Any], args: Args) -> int:
@@ -244,7 +257,7 @@ def _follow_quietly(client: Client, request: dict[str, Any], args: Args) -> int:
     for event in _events(client, request, None):
         kind = event["type"]
         if kind == "build.done":
-            return _succeed(args, event)
+            return _succeed(args, state.id, event)
         if not kind.startswith("vertex.status"):
             _note(state, event)
     if state.failure is None:
@@ -283,10 +296,10 @@ def _cancel(build: str) -> Any:
                 yield event
 
 
-def _succeed(args: Args, result: dict[str, Any]) -> int:
+def _succeed(args: Args, build: str, result: dict[str, Any]) -> int:
     """Print and write what was asked for."""
     image = str(result.get("image", ""))
-    _answer_call(args, result)
+    code = _answer_call(args, result)
     if args.iidfile:
         _write(args.iidfile, image)
     if args.metadata_file:
@@ -298,28 +311,36 @@ def _succeed(args: Args, result: dict[str, Any]) -> int:
         }
         found = {key: value for key, value in body.items() if value}
         _write(args.metadata_file, json.dumps(found, indent=2) + "\n")
-    for output in result.get("outputs") or []:
-        if output.get("stream"):
-            _fetch(str(result["id"]), output)
+    for index, output in enumerate(args.output):
+        if _is_streamed(output):
+            _fetch(build, index)
     if args.quiet and image:
         sys.stdout.write(image + "\n")
-    return 0
+    return code
 
 
-def _answer_call(args: Args, result: dict[str, Any]) -> None:
+def _answer_call(args: Args, result: dict[str, Any]) -> int:
     """What --check, --call outline and --call targets found."""
-    if answer := result.get("answer"):
-        from ..failure import answer_text
+    method = _method(args)
+    if method in ("", "build"):
+        return 0
+    from ..answers import render
 
-        print(answer_text(answer))
-    elif args.check:
-        print("Check complete, no warnings found.")
+    text, code = render(method, result.get("result"), as_json="format=json" in args.call)
+    print(text)
+    return code
 
 
-def _fetch(build: str, output: dict[str, Any]) -> None:
+def _is_streamed(text: str) -> bool:
+    from .build_options import output
+
+    return bool(output(text)["dest"] == "-")
+
+
+def _fetch(build: str, index: int) -> None:
     """An output with dest=-: the daemon has it, we write it to standard output."""
     with Client(start=False) as client:
-        for chunk in client.send("GET", f"/v1/builds/{build}/outputs/{output['index']}"):
+        for chunk in client.send("GET", f"/v1/builds/{build}/outputs/{index}"):
             sys.stdout.buffer.write(chunk)
     sys.stdout.buffer.flush()
 

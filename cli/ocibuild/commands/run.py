@@ -115,4 +115,4 @@ def _window() -> tuple[int, int]:
         size = os.get_terminal_size(0)
     except OSError:
         return 24, 80
-    return size.lines, size.columns
+    return size.lines or 24, size.columns or 80

@@ -101,8 +101,13 @@ def doctor(argv: Sequence[str]) -> int:
       -h, --help       Print this
     """
     args = arguments(doctor, argv, 0, 0)
-    with client() as daemon:
-        found = daemon.doctor()
+    try:
+        with client() as daemon:
+            found = daemon.doctor()
+    except ConnectionFailed as error:
+        # A daemon that doesn't start is what this command is for.
+        print(f"no daemon: {escape_lines(error.message)}\n", file=sys.stderr)
+        found = _without_daemon(error)
     if args.format == "json":
         import json
 
@@ -118,6 +123,23 @@ def doctor(argv: Sequence[str]) -> int:
                 if item.get("fix"):
                     print(f"            to mend it: {escape(item['fix'])}")
     return 1 if any(item["level"] == "missing" for item in found) else 0
+
+
+def _without_daemon(error: ConnectionFailed) -> list[dict[str, str]]:
+    """What the daemon's program finds by itself.  Raises the error when it can't be run."""
+    import json
+    import subprocess
+
+    from ..start import command
+
+    try:
+        done = subprocess.run(
+            [*command(), "--doctor"], capture_output=True, text=True, check=False, timeout=60
+        )
+        found: list[dict[str, str]] = json.loads(done.stdout)
+    except (OSError, ValueError, subprocess.TimeoutExpired):
+        raise error from None
+    return found
 
 
 def check(argv: Sequence[str]) -> int:
