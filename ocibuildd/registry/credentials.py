@@ -63,7 +63,7 @@ def decode_entry(entry: object) -> RegistryAuth | None:
     username, password = str(entry.get("username") or ""), str(entry.get("password") or "")
     if entry.get("auth"):
         try:
-            text = base64.b64decode(str(entry["auth"]), validate=False).decode()
+            text = base64.b64decode(str(entry["auth"]), validate=True).decode()
         except (binascii.Error, ValueError):
             raise InvalidArgument("credentials file: an auth entry is not base64") from None
         username, _, password = text.partition(":")
