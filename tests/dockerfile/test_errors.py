@@ -1,0 +1,113 @@
+"""Errors that teach: where, the lines themselves, a caret, what was meant."""
+
+from __future__ import annotations
+
+import pytest
+from dockerfile_images import Lower
+
+from ocibuildd import dockerfile as front
+from ocibuildd.errors import DockerfileError
+
+
+def error_of(text: str, lower: Lower | None = None) -> DockerfileError:
+    with pytest.raises(DockerfileError) as caught:
+        lower(text) if lower else front.parse(text.encode(), "sub/Dockerfile")
+    return caught.value
+
+
+def test_an_error_has_file_line_source_and_caret() -> None:
+    error = error_of("FROM a\nRUN x\n  COPPY a b\n")
+    assert error.message == "dockerfile parse error on line 3: unknown instruction: COPPY (did you mean COPY?)"
+    assert error.details == {
+        "file": "sub/Dockerfile", "line": 3, "end_line": 3, "source": [[3, "  COPPY a b"]], "column": 3, "caret_line": 3,
+    }  # fmt: skip
+
+
+def test_an_error_in_a_continued_line_shows_all_lines() -> None:
+    error = error_of("FROM a\nCOPY --chown=1 \\\n  --chwon=2 \\\n a b")
+    assert error.details["source"] == [[2, "COPY --chown=1 \\"], [3, "  --chwon=2 \\"], [4, " a b"]]
+    assert (error.details["caret_line"], error.details["column"]) == (3, 3)
+
+
+def test_an_error_while_lowering_has_its_place_too(lower: Lower) -> None:
+    error = error_of("FROM a\nENV a=1\nCOPY --from=${x} a /", lower)
+    assert (error.details["line"], error.details["column"]) == (3, 6)
+
+
+@pytest.mark.parametrize(
+    ("text", "near"),
+    [
+        ("FROM a\nrnu x", "run"),
+        ("FORM a", "FROM"),
+        ("FROM a\nCOPY --chmon=1 a b", "chmod"),
+        ("FROM a\nRUN --netwrk=none x", "network"),
+    ],
+)
+def test_what_was_meant_is_suggested(text: str, near: str) -> None:
+    assert f"(did you mean {near}?)" in error_of(text).message
+
+
+def test_nothing_is_suggested_where_nothing_is_near() -> None:
+    assert "did you mean" not in error_of("FROM a\nBOGUS x").message
+
+
+def test_an_instruction_before_from_is_told_so() -> None:
+    error = error_of("RUN x\nFROM a")
+    assert error.message == "no build stage in current context"
+    assert "FROM" in error.hint
+
+
+@pytest.mark.parametrize("data", [b"", b"\n", b"# x\n"])
+def test_an_empty_file_is_told_so(data: bytes) -> None:
+    with pytest.raises(DockerfileError, match="cannot be empty|no instructions"):
+        front.parse(data)
+
+
+def test_only_arguments_make_no_build(lower: Lower) -> None:
+    assert "no stages to build" in error_of("ARG a=1", lower).message
+
+
+def test_messages_and_sources_are_plain_text() -> None:
+    with pytest.raises(DockerfileError) as caught:
+        front.parse(b"FROM a\nB\xff x")
+    caught.value.message.encode()
+    str(caught.value.details).encode()
+
+
+def test_shown_sources_are_bounded() -> None:
+    error = error_of("FROM a\nBOGUS " + "x" * 5000 + " \\\n" + "y \\\n" * 100 + "z")
+    source = error.details["source"]
+    assert isinstance(source, list)
+    assert len(source) == 20
+    assert len(source[0][1]) == 500
+
+
+def test_an_image_that_nobody_resolved_is_an_error_not_a_crash() -> None:
+    dockerfile = front.parse(b"FROM nope")
+    assert [ref for ref, _ in front.required_images(dockerfile, front.LowerOptions(), {})] == ["docker.io/library/nope:latest"]
+    with pytest.raises(DockerfileError, match="was not resolved"):
+        front.lower(dockerfile, front.LowerOptions(), {})
+
+
+# --- outline and targets
+
+
+def test_targets_are_all_stages() -> None:
+    found = front.targets(front.parse(b"# build makes it\nFROM --platform=$B a AS build\nFROM scratch"))
+    assert found["Targets"] == [
+        {"name": "build", "description": "makes it", "base": "a", "platform": "$B", "Location": {"ranges": [{"start": {"line": 2}, "end": {"line": 2}}]}},
+        {"default": True, "base": "scratch", "Location": {"ranges": [{"start": {"line": 3}, "end": {"line": 3}}]}},
+    ]  # fmt: skip
+
+
+def test_an_outline_has_arguments_secrets_and_agents_of_what_is_needed() -> None:
+    text = (
+        b"# V is the version\nARG V=1\nARG UNUSED=2\nFROM a:$V AS x\nARG own=3\n"
+        b"RUN --mount=type=secret,id=k,required --mount=type=ssh y\nFROM b\nARG never\nFROM x\nARG V"
+    )
+    found = front.outline(front.parse(text), front.LowerOptions(build_args={"own": "4"}), {})
+    assert [(arg["name"], arg.get("value"), arg.get("description")) for arg in found["args"]] == [
+        ("V", "1", "the version"), ("own", "4", None),
+    ]  # fmt: skip
+    assert [(item["name"], item["required"]) for item in found["secrets"]] == [("k", True)]
+    assert [item["name"] for item in found["ssh"]] == ["default"]
