@@ -48,6 +48,9 @@ from .watch import Watch
 
 log = logging.getLogger(__name__)
 
+LATER = 0.005
+"""Seconds between the answer and the rows of intermediate images: the answer goes out first."""
+
 @dataclass(slots=True)
 class Site:
     """What all builds of the daemon share."""
@@ -100,6 +103,7 @@ class Build:
         self._scratch = site.scratch / build_id
         self._lease: Lease = site.store.leases.new(f"build {build_id}")
         self._closers: list[Any] = []
+        self._later: Callable[[], None] | None = None
 
     @property
     def info(self) -> BuildInfo:
@@ -140,6 +144,11 @@ class Build:
             self.events.append("build.failed", error=self.error.to_dict(), seconds=seconds)
         else:
             self.events.append("build.done", seconds=seconds, **self.answer)
+        if self._later is not None:
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(LATER)
+            with contextlib.suppress(BuildError):
+                self._later()
         await self._clean_up()
 
     def cancelled_early(self) -> None:
@@ -335,6 +344,7 @@ class Build:
             self.id, self.request, [(each.plan, each.final, each.images) for each in made],
             self._lease, self.events, self.peer,
         )
+        self._later = published.later
         return {
             "image": published.image, "digest": published.digest, "names": published.names,
             "outputs": published.outputs,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -51,12 +52,15 @@ from .progress import EventLog
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """image: config digest; digest: of the manifest, or the index of several platforms."""
+    """image: config digest; digest: of the manifest, or the index of several platforms.
+
+    later: what nobody need wait for (the rows of intermediate images); to be called once."""
 
     image: str
     digest: str
     names: list[str]
     outputs: list[dict[str, str]]
+    later: Callable[[], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +149,10 @@ class Publisher:
             await self._push(order, order.names)
         final = order.ready[0].final.composed
         names = [name.familiar for name in order.names]
-        return Published(str(final.id), str(order.digest), names, order.outputs)
+        return Published(
+            str(final.id), str(order.digest), names, order.outputs,
+            partial(self._store_intermediate, order),
+        )
 
     def _order(
         self, build: str, request: BuildRequest,
@@ -180,15 +187,11 @@ class Publisher:
         store = self._store
         rows: dict[Digest, Image] = {}
         blobs: list[bytes] = []
-        configs: list[bytes] = []
-        for ready in order.ready:
-            self._intermediate(order, ready, rows, configs)
-            if keep:
-                self._final(order, ready, rows, blobs)
+        for ready in order.ready if keep else ():
+            self._final(order, ready, rows, blobs)
         if order.index is not None and keep:
             blobs.append(order.index)
         order.lease.add(blobs=store.blobs.put_many(list(dict.fromkeys(blobs))))
-        order.lease.add(blobs=store.blobs.put_many(list(dict.fromkeys(configs)), sync=False))
         moved = [name for name in order.names if keep and not self._named(order, name)]
         if not rows and not moved and order.index is None:
             return
@@ -203,13 +206,27 @@ class Publisher:
             for name in moved:
                 store.images.tag(name_of(name), order.ready[0].final.composed.id, order.digest)
 
+    def _store_intermediate(self, order: _Order) -> None:
+        rows: dict[Digest, Image] = {}
+        configs: list[bytes] = []
+        made = [image.composed.id for ready in order.ready for image in ready.images]
+        known = self._store.images.known(made)
+        for ready in order.ready:
+            self._intermediate(order, ready, known, rows, configs)
+        if rows:
+            order.lease.add(blobs=self._store.blobs.put_many(configs, sync=False))
+            with self._store.transaction():
+                for row in rows.values():
+                    self._store.images.put(row)
+
     def _named(self, order: _Order, name: Reference) -> bool:
         known = self._store.images.resolve(name_of(name))
         final = order.ready[0].final.composed
         return known is not None and known.image == final.id and known.target == order.digest
 
     def _intermediate(
-        self, order: _Order, ready: Ready, rows: dict[Digest, Image], blobs: list[bytes]
+        self, order: _Order, ready: Ready, known: set[str], rows: dict[Digest, Image],
+        configs: list[bytes],
     ) -> None:
         before: dict[int, Digest] = {}
         for made in ready.images:
@@ -218,9 +235,9 @@ class Publisher:
             if parent is None:
                 parent = self._base(ready.plan, made.stage)
             before[made.stage] = image
-            if image in rows or self._store.images.get(image) is not None:
+            if image in rows or image in known:
                 continue
-            blobs.append(made.composed.config)
+            configs.append(made.composed.config)
             rows[image] = self._row(order, made, kind="intermediate", parent=parent)
 
     def _base(self, plan: Plan, stage: int) -> Digest | None:
