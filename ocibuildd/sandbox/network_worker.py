@@ -31,6 +31,8 @@ SLOTS = 1 << 15
 FIRST_INDEX = 16
 """Interface indices of N0's ends: slot + this."""
 SLOT_TRIES = 64
+NICE = 5
+"""Filling the pool must not slow the step down that has just taken from it."""
 GUEST_INTERFACE, GUEST_INDEX, LOOPBACK_INDEX = "eth0", 2, 1
 
 PREFIXES = tuple(
@@ -335,6 +337,7 @@ def _last_id(id_map: str) -> int:
 
 def work(settings: Settings, nsd: socket.socket, link: socket.socket) -> None:
     """The life of the process."""
+    os.nice(NICE)
     worker = Worker(settings, nsd, link)
     if settings.mode != "none":
         try:

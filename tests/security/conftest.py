@@ -24,10 +24,10 @@ from typing import Any
 import pytest
 
 SECRET_CANARY = "ocibuildd-canary-in-the-daemon-s-environment"
-APPLETS = (
-    "sh ls cat id mount umount true false ip wget nc unshare dd mkdir rmdir rm ln mv cp touch stat sleep ps kill"
-    " setsid nohup env pwd grep sed head tail wc chmod chown mknod mkfifo test find sync seq expr su"
-).split()
+APPLETS = """
+sh ls cat id mount umount true false ip wget nc unshare dd mkdir rmdir rm ln mv cp touch stat sleep ps kill
+setsid nohup env pwd grep sed head tail wc chmod chown mknod mkfifo test find sync seq expr su truncate
+"""
 FILES_LEFT_OUT = {"test", "idlelib", "tkinter", "lib2to3", "ensurepip", "pydoc_data", "__pycache__",
                   "dist-packages", "site-packages", "turtledemo", "unittest", "distutils"}
 
@@ -101,7 +101,7 @@ def base_layer() -> bytes:
             tar.addfile(entry(name, tarfile.DIRTYPE, mode=0o1777 if name == "tmp" else 0o755))
         busybox = shutil.which("busybox") or "/bin/busybox"
         tar.add(os.path.realpath(busybox), "bin/busybox", filter=owned)
-        for applet in APPLETS:
+        for applet in APPLETS.split():
             tar.addfile(entry(f"bin/{applet}", tarfile.SYMTYPE, linkname="busybox"))
         for path, place in _python_files().items():
             tar.add(path, place, filter=owned)
