@@ -12,6 +12,7 @@ from ..errors import Denied, InvalidArgument
 from ..model.graph import Plan, Run, Vertex
 from ..model.request import BuildRequest
 from ..ports import Output
+from ..sandbox.cgroup import cpu_mask
 from .context import OpenContext
 from .info import Settings
 
@@ -53,13 +54,18 @@ def parse_hosts(entries: Iterable[str]) -> list[tuple[str, str]]:
     return found
 
 
+UNLIMITED = 1 << 61
+"""What Docker's -1 (of --memory-swap) comes to."""
+
+
 def step_limits(request: BuildRequest, settings: Settings) -> dict[str, int]:
-    """The daemon's limits, lowered where the request asks for less."""
+    """The daemon's limits, lowered where the request asks for less.  Raises InvalidArgument."""
     asked = request.limits
     wanted = {
         "memory": asked.memory, "pids": asked.pids, "cpu_quota": asked.cpu_quota,
         "cpu_period": asked.cpu_period, "upper_bytes": asked.upper_bytes, "nofile": asked.nofile,
-        "timeout": asked.step_timeout,
+        "timeout": asked.step_timeout, "cpu_shares": asked.cpu_shares, "shm_size": asked.shm_size,
+        "memory_swap": UNLIMITED if asked.memory_swap < 0 else asked.memory_swap,
     }
     limits = dict(settings.limits)
     for name, value in wanted.items():
@@ -68,6 +74,11 @@ def step_limits(request: BuildRequest, settings: Settings) -> dict[str, int]:
         elif value:
             ceiling = limits.get(name) or value
             limits[name] = min(value, ceiling)
+    if asked.cpuset_cpus:
+        try:
+            limits["cpuset_cpus"] = cpu_mask(asked.cpuset_cpus)
+        except ValueError as error:
+            raise InvalidArgument(f"cpuset-cpus: {error}") from None
     return limits
 
 
