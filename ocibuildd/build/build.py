@@ -28,7 +28,6 @@ from ..solver.solve import Solver
 from ..store import Store
 from ..store.leases import Lease
 from . import explain
-from .agent import AgentSockets
 from .context import ContextOpener, OpenContext, Remote
 from .frontend import FrontEnd, Lowered, parse_platform
 from .info import BuildInfo, Peer, Settings
@@ -184,7 +183,7 @@ class Build:
         platforms: list[Platform | None] = [parse_platform(text) for text in request.platforms] or [None]
         made = []
         for number, platform in enumerate(platforms):
-            options = front.options(platform, named)
+            options = front.options(platform, named, reproducible=self._clamps())
             if request.call != "build":
                 await front.resolve(options)
                 result = front.check(options) if request.call == "check" else front.outline(options)
@@ -206,9 +205,7 @@ class Build:
         )
         watch.announce(context.filename, lowered.warnings)
         check_entitlements(plan, self.request, self._site.settings)
-        agents = AgentSockets(self._scratch, self.request.ssh, self.peer)
-        self._closers.append(agents.close)
-        await agents.start()
+        agents = await self._agents()
         executor = self._executor(lowered, context, front, agents)
         uses = Lease(self._site.store.held, f"steps of build {self.id}")
         job = Job(
@@ -230,6 +227,19 @@ class Build:
         total = sum(1 for trace in job.traces.values() if trace.preimage)
         return _Made(plan, final, cached, total, images=watch.follower.images)
 
+    async def _agents(self) -> Mapping[str, str]:
+        """The sockets of the SSH keys that the request brought."""
+        if not self.request.ssh:
+            return {}
+        from .agent import (
+            AgentSockets,  # cryptography stands behind it: megabytes for those who need it
+        )
+
+        agents = AgentSockets(self._scratch, self.request.ssh, self.peer)
+        self._closers.append(agents.close)
+        await agents.start()
+        return agents
+
     def _hold(self, uses: Lease) -> Any:
         def hold(chain: Iterable[LayerId]) -> None:
             layers = tuple(chain)
@@ -246,16 +256,19 @@ class Build:
             raise InvalidArgument(f"compression {compression!r}: gzip, zstd or none is wanted")
         level = int(attrs.get("compression-level", settings.compression_level))
         rewrite = attrs.get("rewrite-timestamp", "").lower() in ("1", "true")
-        wanted = self.request.reproducible
-        clamps = rewrite or (settings.reproducible if wanted is None else wanted)
-        clamp = (plan.epoch or 0) if clamps else None
+        clamp = (plan.epoch or 0) if rewrite or self._clamps() else None
         return {"compression": compression, "level": level, "clamp": clamp}  # type: ignore[typeddict-item]
+
+    def _clamps(self) -> bool:
+        """Is the build to be reproducible, times and all?"""
+        wanted = self.request.reproducible
+        return self._site.settings.reproducible if wanted is None else wanted
 
     def _attrs(self) -> Mapping[str, str]:
         return next((output.attrs for output in self.request.outputs if output.attrs), {})
 
     def _executor(
-        self, lowered: Lowered, context: OpenContext, front: FrontEnd, agents: AgentSockets
+        self, lowered: Lowered, context: OpenContext, front: FrontEnd, agents: Mapping[str, str]
     ) -> StepExecutor:
         site, request = self._site, self.request
         secrets = decode_secrets(request)
@@ -273,7 +286,7 @@ class Build:
             epoch=lowered.plan.epoch, auth=request.auth,
             fetch_http=lambda op, emit: self._fetch_http(op, secrets, emit),
             fetch_git=lambda op, emit: self._fetch_git(op, secrets, emit),
-            checksum=site.contents.checksum, on_failed=self._failed, admit=site.admit,
+            checksum=site.contents.checksum, kept=site.contents.kept, on_failed=self._failed, admit=site.admit,
             log_limit=site.settings.log_bytes, masked=masked,
         )
         return StepExecutor(site.store, site.nsd, site.puller, materials)

@@ -63,7 +63,9 @@ class FrontEnd:
         self._known: dict[tuple[str, str], front.ResolvedImage] = {}
         self.directories: dict[str, Directory] = {}
 
-    def options(self, platform: Platform | None, contexts: Mapping[str, NamedContext]) -> LowerOptions:
+    def options(
+        self, platform: Platform | None, contexts: Mapping[str, NamedContext], *, reproducible: bool
+    ) -> LowerOptions:
         """What the request asks of the front end."""
         asked = self._asked
         here = host_platform()
@@ -73,7 +75,7 @@ class FrontEnd:
             platform=platform or here, build_platform=here, implicit_platform=platform is None,
             no_cache=asked.no_cache, no_cache_filter=asked.no_cache_filter, network=asked.network,
             contexts=contexts, context=front.ContextSource(ignore=self._context.ignore),
-            epoch=_epoch(asked),
+            epoch=_epoch(asked, reproducible=reproducible),
             hostname=arguments.get("BUILDKIT_SANDBOX_HOSTNAME") or "",
             cache_namespace=arguments.get("BUILDKIT_CACHE_MOUNT_NS") or "",
             multi_platform=len(asked.platforms) > 1, compat=asked.compat,
@@ -156,10 +158,12 @@ class FrontEnd:
             directory.close()
 
 
-def _epoch(asked: BuildRequest) -> int | None:
-    if not asked.epoch or not asked.epoch.strip().isdecimal():
-        return None
-    return int(asked.epoch)
+def _epoch(asked: BuildRequest, *, reproducible: bool) -> int | None:
+    """Seconds; a reproducible build without a time of its own is of the epoch."""
+    text = asked.epoch.strip()
+    if text.isdecimal():
+        return int(text)
+    return 0 if reproducible else None
 
 
 def _classify(value: str) -> tuple[Kind, str]:

@@ -13,6 +13,7 @@ end cancels it.  For the API:
     await builds.explain(id, step) → [{vertex, name, cached, reasons: [{kind, text}], …}]
     builds.failed(id)         → FailedStep: what to hand to a ``run`` job for `debug`; NotFound
     upload = builds.upload()  → .id, .write(bytes), .close() / .abort(): a context as tar, or a Dockerfile
+    builds.verify(target, peer=…) → async iterator: the events of building it again, then {"type": "verified"}
     builds.output(id, n)      → path of the file that output n ("-") was written to; NotFound
     builds.active             → number of builds that are queued or running (idle timeout)
     await builds.drain(grace) → no new builds; waits; cancels what is left after grace seconds
@@ -52,6 +53,7 @@ from .options import build_name
 from .progress import replay
 from .publish import Publisher
 from .uploads import Upload, Uploads
+from .verify import Comparison, again, build_of, kept_request
 
 Explained = list[dict[str, Any]]
 MAX_LIVE = 256
@@ -126,9 +128,9 @@ class Builds:
         if len(self._live) >= MAX_LIVE:
             raise Unavailable(f"{MAX_LIVE} builds are queued or running: no more are taken")
         build_id = secrets.token_hex(8)
-        # One row, at the end of nothing: a build that the daemon dies under is told from it.
-        summary = {"context": _summary(request), "target": request.target, "tags": list(request.tags)}
-        directory = self._store.builds.new(build_id, build_name(request), summary)
+        # A build that the daemon dies under is told from this row.
+        kept = {**kept_request(request), "tags": list(request.tags)}
+        directory = self._store.builds.new(build_id, build_name(request), kept)
         build = Build(self._site, request, peer, build_id, directory / "events.jsonl")
         self._live[build_id] = build
         build.task = spawn(self._tasks, asyncio.ensure_future(self._run(build)))
@@ -267,6 +269,30 @@ class Builds:
         """Why each step ran, or didn't; see ``explain.explanations``.  Raises NotFound."""
         return explain.explanations(self._store, self.get(build_id).id, step)
 
+    async def verify(self, target: str, *, peer: Peer) -> AsyncIterator[bytes | dict[str, Any]]:
+        """Build again what an image's name, or a build's id, stands for; its events, then one more:
+        {"type": "verified", "same", "image", "differences": [{instruction, files}]}."""
+        name = build_of(self._store, target)
+        row = self._store.builds.get(name)
+        assert row is not None
+        kept = {key: value for key, value in row.request.items() if key != "tags"}
+        old = self._store.images.get(str(row.result.get("image", "")))
+        if old is None:
+            raise NotFound(f"build {name}: it made no image, or the image is gone")
+        with self._store.leases.new(f"verify {name}") as lease:
+            lease.add(layers=old.chain, blobs=[old.id])
+            started = await self.start(again(kept, name), peer=peer)
+            async for data in self.events(started.id):
+                yield data
+            info = await self.wait(started.id)
+            new = self._store.images.get(info.image) if info.image else None
+            if new is None:
+                return
+            lease.add(layers=new.chain, blobs=[new.id])
+            comparison = Comparison(self._store, self._site.nsd, self._site.puller.unpacker)
+            found = await comparison.differences(old, new)
+        yield {"type": "verified", "same": not found, "image": info.image, "differences": found}
+
     def output(self, build_id: str, number: int) -> Path:
         """The file that an output with dest "-" was written to.  Raises NotFound."""
         path = self._store.builds.directory(self.get(build_id).id) / f"output-{int(number)}"
@@ -314,11 +340,6 @@ class Builds:
             kept.timer.cancel()
         kept.lease.release()
         self._site.puller.unpacker.discard(kept.spec["tree"])
-
-
-def _summary(request: BuildRequest) -> str:
-    context = request.context
-    return str(getattr(context, "path", "") or getattr(context, "url", "") or "-")
 
 
 __all__ = ["BuildInfo", "Builds", "FailedStep", "Peer", "Settings", "Upload"]

@@ -288,3 +288,24 @@ async def test_a_copy_from_scratch_and_links(bench: Any, context: Any) -> None:
         member = tar.getmember("g")
     assert (member.uid, member.gid) == (5, 6)
     assert (await bench.build(path)).ran == []
+
+
+async def verified(bench: Any, target: str) -> dict[str, Any]:
+    found = [e async for e in bench.builds.verify(target, peer=bench.peer)]
+    return found[-1]
+
+
+async def test_verify_says_that_a_reproducible_build_is_one(bench: Any, context: Any) -> None:
+    path = context("FROM busybox\nCOPY f /f\nRUN cat /f > /g\n", {"f": "x"})
+    built = (await bench.build(path, reproducible=True, tags=("v:1",))).ok()
+    answer = await verified(bench, "v:1")
+    assert answer == {"type": "verified", "same": True, "image": built.info.image, "differences": []}
+
+
+async def test_verify_blames_the_instruction_and_the_file(bench: Any, context: Any) -> None:
+    path = context("FROM busybox\nRUN echo fixed > /fixed\nRUN cat /proc/sys/kernel/random/uuid > /random\n")
+    built = (await bench.build(path, reproducible=True)).ok()
+    answer = await verified(bench, built.info.id)
+    (difference,) = answer["differences"]
+    assert "uuid" in difference["instruction"]
+    assert [each[:2] for each in difference["files"]] == [["changed", "/random"]]
