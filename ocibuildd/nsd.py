@@ -85,11 +85,27 @@ def _sources(site: Site, sources: list[Any], fds: list[int]) -> Iterator[list[So
 
 
 def pack(site: Site, args: Arguments, fds: list[int]) -> dict[str, Any]:
-    """A COPY, ADD or WORKDIR straight into a layer, to fds[0]."""
-    from .layer import copy
+    """A COPY, ADD or WORKDIR straight into a layer, to fds[0].
 
+    With ``reuse`` {segments: base64, fd: of the blob that they are in}, what didn't change isn't compressed again;
+    the answer then has ``segments`` of the new layer."""
+    import base64
+
+    from .layer import copy
+    from .layer.sink import Reuse
+
+    output, wanted = args["output"], args.get("reuse")
+    reuse = None
+    if wanted is not None:
+        blob = fds[wanted["fd"]] if "fd" in wanted else None
+        reuse = Reuse.load(base64.b64decode(wanted["segments"]), blob, output)
     with _sources(site, args["sources"], fds) as sources, site.mounted(args["lowers"]) as root:
-        return dict(copy.pack(sources, args["copy"], root, fds[0], args["output"], **_options(site)))
+        packed = dict(copy.pack(
+            sources, args["copy"], root, fds[0], output, reuse=reuse, **_options(site),
+        ))
+    if reuse is not None:
+        packed["segments"] = base64.b64encode(reuse.dump(output)).decode()
+    return packed
 
 
 def checksum(site: Site, args: Arguments, fds: list[int]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from ..layer.fingerprints import Fingerprints
 from ..layer.select import Source
 from ..ports import Checksum, CopySpec, Nsd, SourceDir
 from ..runtime import in_thread
+from .kept import KeptSegments
 from .source import Directory
 
 MAX_CONTEXTS = 8
@@ -30,6 +31,7 @@ class LocalContents:
         self._nsd = nsd
         self._known: OrderedDict[str, Fingerprints] = OrderedDict()
         self._locks: dict[str, asyncio.Lock] = {}
+        self.kept = KeptSegments()
 
     async def checksum(self, directory: Directory, source: SourceDir, spec: CopySpec) -> Checksum:
         """Of a selection of a directory's files.  Raises what ``layer.select.checksum`` raises."""

@@ -45,6 +45,7 @@ from ocibuildd.store.cache_mounts import Grip
 
 from .copy import copy_spec, directory_of, inline_dir, selections, source_dir
 from .image import ImagePuller, ResolvedImage
+from .kept import KeptSegments, signature
 from .output import STEP_LOG_LIMIT, StepLog
 from .run import MountInput, Surroundings, run_spec
 from .source import Directory
@@ -73,7 +74,8 @@ class Materials:
 
     images: by vertex index, as resolved.  contexts: by name.  around: of every RUN.
     fetch_http, fetch_git: how remote sources come (vertex's op, emit) → Result.
-    checksum: of a directory's files.  on_failed: takes over a failed step's tree (True) or not.
+    checksum: of a directory's files.  kept: compressed segments of earlier layers.
+    on_failed: takes over a failed step's tree (True) or not.
     admit: room on the disk before a step writes, collected if need be; raises NoSpace.
     """
 
@@ -89,6 +91,7 @@ class Materials:
     fetch_http: Callable[[HttpSource, Emit], Any]
     fetch_git: Callable[[GitSource, Emit], Any]
     checksum: Callable[[Directory, SourceDir, Any], Any]
+    kept: KeptSegments
     on_failed: Callable[[FailedRun], bool]
     admit: Callable[[], Any]
     log_limit: int = STEP_LOG_LIMIT
@@ -104,6 +107,7 @@ class StepExecutor:
         self._puller = puller
         self._materials = materials
         self._steps = 0
+        self._stamps: dict[tuple[int, str], str] = {}
 
     def _op(self, vertex: int) -> Any:
         return self._materials.vertices[vertex].op
@@ -164,6 +168,8 @@ class StepExecutor:
         if directory is not None:
             files = source_dir(paths, directory=directory, fd=0)
             found = cast("Checksum", await materials.checksum(directory, files, spec))
+            if directory.path:
+                self._stamps[vertex, selection.role] = found.get("stamp", "")
         else:
             lowers = await self._puller.unpacker.ensure_trees(source.chain)
             args = {"source": source_dir(paths, lowers=lowers), "copy": spec}
@@ -181,9 +187,9 @@ class StepExecutor:
         if isinstance(op, Run):
             return await self._run(vertex, op, inputs, emit)
         assert isinstance(op, Copy | Mkdir)
-        return await self._copy(op, inputs)
+        return await self._copy(vertex, op, inputs)
 
-    async def _copy(self, op: Copy | Mkdir, inputs: Sequence[Result]) -> Work:
+    async def _copy(self, vertex: int, op: Copy | Mkdir, inputs: Sequence[Result]) -> Work:
         """Straight from the sources into a layer; no file system is made."""
         materials, store = self._materials, self._store
         ensure = self._puller.unpacker.ensure_trees
@@ -207,7 +213,8 @@ class StepExecutor:
                 "sources": sources, "copy": copy_spec(op, materials.epoch),
                 "lowers": await ensure(root.chain), "output": materials.output,
             }
-            packed = cast("Packed", await self._nsd.call("pack", args, fds))
+            packed = await self._pack(op, inputs, args, fds)
+            self._same_files(vertex, packed)
             if packed["empty"]:
                 return Work()
             standalone = isinstance(op, Copy) and op.link
@@ -222,6 +229,44 @@ class StepExecutor:
         finally:
             writer.abort()
         return Work(layer, packed, standalone)
+
+    def _same_files(self, vertex: int, packed: Packed) -> None:
+        """A layer whose files changed since they were digested must not be kept under that digest."""
+        for number, stamp in enumerate(packed.get("stamps", ())):
+            if self._stamps.get((vertex, f"source {number}"), stamp) != stamp:
+                raise InvalidArgument(
+                    "build context: files changed between being digested and being copied",
+                    hint="something writes to the build context during the build; build again",
+                )
+
+    async def _pack(
+        self, op: Copy | Mkdir, inputs: Sequence[Result], args: dict[str, Any], fds: list[int]
+    ) -> Packed:
+        """The job; segments of the layer that this instruction made before are copied from its blob."""
+        kept, blobs = self._materials.kept, self._store.blobs
+        directories = [
+            (directory_of(inputs[source.input]), source.paths)
+            for source in (op.sources if isinstance(op, Copy) else ()) if source.input is not None
+        ]
+        places = [(directory.path if directory else "", paths) for directory, paths in directories]
+        key = signature(places, args["copy"], self._materials.output)
+        blob = -1
+        try:
+            if key:
+                args["reuse"] = {"segments": ""}
+                known = kept.get(key)
+                if known is not None and blobs.has(known.digest):
+                    blob = blobs.open(known.digest)
+                    args["reuse"] = {"segments": known.segments, "fd": len(fds)}
+                    fds = [*fds, blob]
+            packed = await self._nsd.call("pack", args, fds)
+        finally:
+            if blob >= 0:
+                os.close(blob)
+        segments = packed.pop("segments", "")
+        if key and segments and not packed["empty"]:
+            kept.put(key, Digest(packed["digest"]), segments)
+        return cast("Packed", packed)
 
     async def _run(self, vertex: int, op: Run, inputs: Sequence[Result], emit: Emit) -> Work:
         store, materials = self._store, self._materials

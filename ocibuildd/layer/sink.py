@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import queue
+import struct
 import sys
 import threading
 import zlib
@@ -28,6 +29,9 @@ SEGMENT_MAX: Final = 1 << 20
 """A segment has no more bytes than this and one small entry; big files are cut at multiples of it."""
 IN_FLIGHT: Final = 12
 """Segments between the caller and the file: bounds the memory to about 2 × 12 MiB."""
+MAX_KEPT: Final = 8192
+"""Segments in an index: layers of up to some gigabytes."""
+_PLACE = struct.Struct("<16sQII")
 THREADS: Final = 4
 """Compressing threads, at most."""
 
@@ -47,7 +51,7 @@ class Reuse:
     """Compressed segments of an earlier layer, by digest of their tar bytes: what didn't change is copied.
 
     ``index``: {16-byte key: (offset, size, crc32 of the compressed bytes)}; ``blob_fd``: that layer, None for none.
-    After a run, ``made`` is the index of the layer just written."""
+    After a run, ``made`` is the index of the layer just written, ``kept`` how many segments were copied."""
 
     def __init__(
         self, index: dict[bytes, tuple[int, int, int]] | None = None, blob_fd: int | None = None
@@ -57,6 +61,23 @@ class Reuse:
         self.made: dict[bytes, tuple[int, int, int]] = {}
         self.kept = 0
 
+    @classmethod
+    def load(cls, data: bytes, blob_fd: int | None, output: Output) -> Reuse:
+        """From what ``dump`` gave for the layer ``blob_fd``; of other settings or damaged, there is nothing to keep."""
+        head = _settings(output)
+        if not data.startswith(head) or (len(data) - len(head)) % _PLACE.size:
+            return cls()
+        places = _PLACE.iter_unpack(data[len(head) :])
+        return cls({key: (offset, size, crc) for key, offset, size, crc in places}, blob_fd)
+
+    def dump(self, output: Output) -> bytes:
+        """The index of the layer just written: 32 bytes a segment; b"" when there are more than ``MAX_KEPT``."""
+        if len(self.made) > MAX_KEPT:
+            return b""
+        return _settings(output) + b"".join(
+            _PLACE.pack(key, *place) for key, place in self.made.items()
+        )
+
     def find(self, key: bytes) -> bytes | None:
         """The compressed bytes of a segment; None where it isn't known, or was damaged since."""
         place = self.index.get(key)
@@ -64,6 +85,10 @@ class Reuse:
             return None
         data = os.pread(self.blob_fd, place[1], place[0])
         return data if len(data) == place[1] and isal_zlib.crc32(data) == place[2] else None
+
+
+def _settings(output: Output) -> bytes:
+    return f"segments 1 {output['compression']} {output['level']}\n".encode()
 
 
 class LayerSink:

@@ -111,10 +111,15 @@ def test_a_layer_with_kept_segments_is_the_same_as_one_without(tmp_path):
     write(tmp_path / "a", output("gzip"), reuse=first)
     plain = write(tmp_path / "b", output("gzip"), files=changed)
     fd = os.open(tmp_path / "a", os.O_RDONLY)
-    second = Reuse(first.made, fd)
+    second = Reuse.load(first.dump(output("gzip")), fd, output("gzip"))
     assert write(tmp_path / "c", output("gzip"), files=changed, reuse=second) == plain
     assert second.kept > len(first.made) // 2
     os.close(fd)
+
+
+@pytest.mark.parametrize("data", [b"", b"segments 1 zstd -1\n" + bytes(32), b"segments 1 gzip -1\nodd"])
+def test_an_index_of_other_settings_is_nothing(data):
+    assert Reuse.load(data, 0, output("gzip")).index == {}
 
 
 def test_damaged_kept_segments_are_compressed_anew(tmp_path):
