@@ -7,6 +7,7 @@ the Dockerfile itself names may be), and credentials for the first authority alo
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -134,7 +135,9 @@ class Fetcher:
         if session is None:
             session = self._sessions[guarded] = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(
-                    limit=0, resolver=_Guarded() if guarded else aiohttp.ThreadedResolver()
+                    limit=0, resolver=_Guarded() if guarded else aiohttp.ThreadedResolver(),
+                    # Not aiohttp's own: the daemon lets that have no certificates (it starts faster).
+                    ssl=ssl.create_default_context(),
                 ),
                 auto_decompress=False,
                 cookie_jar=aiohttp.DummyCookieJar(),
