@@ -22,6 +22,7 @@ MAX_FDS = 250
 """SCM_MAX_FD is 253."""
 
 _BIG = b"\x01"
+_ROOM = socket.CMSG_LEN((MAX_FDS + 1) * 4)
 
 
 def pair() -> tuple[socket.socket, socket.socket]:
@@ -54,7 +55,12 @@ def receive_raw(sock: socket.socket) -> tuple[bytes, list[int]] | None:
     """One message's bytes and descriptors; None when the other end has closed or shut down.
 
     Raises OSError, ValueError (longer than MESSAGE_LIMIT)."""
-    data, fds, _, _ = socket.recv_fds(sock, INLINE_LIMIT + 1, MAX_FDS + 1, socket.MSG_CMSG_CLOEXEC)
+    # Not socket.recv_fds: in Python 3.11 it drops its flags, and the descriptors would be inherited.
+    data, ancillary, _, _ = sock.recvmsg(INLINE_LIMIT + 1, _ROOM, socket.MSG_CMSG_CLOEXEC)
+    fds: list[int] = []
+    for level, kind, body in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            fds += memoryview(body[: len(body) // 4 * 4]).cast("i").tolist()
     if not data:
         return None
     if data != _BIG:

@@ -166,6 +166,10 @@ async def test_many_steps_leave_nothing_behind(box):
         await asyncio.gather(*(box.sh("echo hi > /f; ls /") for _ in range(3)))
     with pytest.raises(errors.BuildError):
         await box.run("true", user="nobody")
+    for _ in range(40):
+        if not os.listdir(box.state / "tmp"):
+            break
+        await asyncio.sleep(0.05)
     assert await settled(pid, before) == before
     assert len(os.listdir("/proc/self/fd")) == ours
     assert os.listdir(box.state / "tmp") == []
