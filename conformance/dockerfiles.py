@@ -248,17 +248,16 @@ def answer(name: str, data: bytes) -> dict[str, Any]:
     if syntax is not None:
         out |= {"syntax": syntax[0], "syntaxCmdline": syntax[1]}
     if report.error is not None:
-        if report.phase == "instructions":
-            out["instructionsError"] = message
-        out |= {"convertError": message, "lintBuildError": message}
+        out["lintBuildError"] = message
+    if report.phase == "instructions":
+        out |= {"instructionsError": message, "convertError": message}
     if report.dockerfile is not None:
         out["stages"] = [stage_json(stage) for stage in report.dockerfile.stages]
         out["metaArgs"] = [arg_json(arg) for arg in report.dockerfile.meta_args] or None
-        if report.error is None:
-            try:
-                out["image"] = image_json(front.lower(report.dockerfile, OPTIONS, KNOWN))
-            except DockerfileError as error:
-                out["convertError"] = error.message
+        try:  # the checks see all stages, a build the needed ones
+            out["image"] = image_json(front.lower(report.dockerfile, OPTIONS, KNOWN))
+        except DockerfileError as error:
+            out["convertError"] = error.message
     result: dict[str, Any] = plain(out)
     return result
 

@@ -90,12 +90,12 @@ def test_users_volumes_and_signals(config: Config) -> None:
     assert (made.user, list(made.volumes or ()), made.stop_signal) == ("u:g", ["/a", "/b", "/c d"], "SIGTERM")
 
 
-@pytest.mark.parametrize("signal", ["9", "SIGKILL", "kill", "RTMIN+3", "SIGRTMAX-14"])
+@pytest.mark.parametrize("signal", ["9", "65", "SIGKILL", "kill", "RTMIN+3", "SIGRTMAX-14"])
 def test_signals_by_number_and_name(config: Config, signal: str) -> None:
     assert config(f"STOPSIGNAL {signal}").stop_signal == signal
 
 
-@pytest.mark.parametrize("signal", ["0", "65", "SIGNOPE", "RTMIN+99", "999999999999999999999"])
+@pytest.mark.parametrize("signal", ["0", "SIGNOPE", "RTMIN+99", "999999999999999999999"])
 def test_an_unknown_signal_is_refused(config: Config, signal: str) -> None:
     with pytest.raises(DockerfileError, match="invalid signal"):
         config(f"STOPSIGNAL {signal}")

@@ -146,7 +146,7 @@ def test_a_plain_word_expands_to_itself(word: str) -> None:
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.dictionaries(st.from_regex(r"[a-z]{1,3}\Z"), st.text("ab $'\"\\", max_size=6), max_size=4))
+@given(st.dictionaries(st.text("abc", min_size=1, max_size=3), st.text("ab $'\"\\", max_size=6), max_size=4))
 def test_a_quoted_value_comes_out_as_it_went_in(values: dict[str, str]) -> None:
     for key, value in values.items():
         quoted = "".join("\\" + char if char in "$'\"\\" else char for char in value)
