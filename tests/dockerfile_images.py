@@ -1,9 +1,13 @@
-"""Stand-in base images for the front end's tests."""
+"""Stand-in base images and the open data for the front end's tests."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+
+import pytest
 
 from ocibuildd import dockerfile as front
 from ocibuildd.model.digest import Digest
@@ -42,3 +46,13 @@ class Images(dict[tuple[str, str], front.ResolvedImage]):
 
 
 Lower = Callable[..., Plan]
+
+
+def conformance(name: str) -> Path:
+    """A folder of the open conformance data; skips the test where it isn't."""
+    given = os.environ.get("OCIBUILD_CONFORMANCE")
+    root = Path(given) if given else Path(__file__).resolve().parents[1].parent / "shared" / "conformance"
+    path = root / name
+    if not path.exists():
+        pytest.skip(f"{path}: the open conformance data isn't here ($OCIBUILD_CONFORMANCE)")
+    return path

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from dockerfile_images import Images, Lower
+from dockerfile_images import Images, Lower, conformance
 
 from ocibuildd import dockerfile as front
 from ocibuildd.model.graph import Plan, StagePlan
@@ -46,16 +45,6 @@ def warnings() -> Callable[..., list[tuple[str, int]]]:
         return [(found.rule, found.location.start if found.location else 0) for found in report.warnings]
 
     return run
-
-
-def conformance(name: str) -> Path:
-    """A folder of the open conformance data; skips the test where it isn't."""
-    given = os.environ.get("OCIBUILD_CONFORMANCE")
-    root = Path(given) if given else Path(__file__).resolve().parents[2].parent / "shared" / "conformance"
-    path = root / name
-    if not path.exists():
-        pytest.skip(f"{path}: the open conformance data isn't here ($OCIBUILD_CONFORMANCE)")
-    return path
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

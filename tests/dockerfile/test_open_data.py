@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from dockerfile_images import conformance
 
 from ocibuildd import dockerfile as front
 from ocibuildd.dockerfile.expand import Expander
@@ -30,6 +31,11 @@ def test_the_tree_is_buildkits(parser_case: Path) -> None:
 def test_what_the_parser_must_refuse_is_refused(negative_case: Path) -> None:
     with pytest.raises(DockerfileError):
         front.parse((negative_case / "Dockerfile").read_bytes())
+
+
+def test_lines_are_counted_as_in_buildkit() -> None:
+    tree = lex(_text(conformance("parser/testfile-line")))
+    assert [(node.start, node.end) for node in tree.nodes] == [(5, 5), (11, 12), (17, 31)]
 
 
 def test_a_word_expands_as_in_buildkit(expand_case: tuple[str, str]) -> None:
