@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 from ..errors import Conflict
+from .blobs import disk_error
 
 
 class Lock:
@@ -18,7 +19,10 @@ class Lock:
 
     def __init__(self, state: Path):
         path = state / "lock"
-        self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except OSError as error:
+            raise disk_error(error, f"state directory {state}") from error
         try:
             fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

@@ -47,6 +47,14 @@ class Outcome:
     dry_run: bool = False
     trees: list[Path] = field(default_factory=list)
 
+    def count_kept(self) -> None:
+        """One removal called off."""
+        self.kept += 1
+
+    def count_layer(self) -> None:
+        """One layer more."""
+        self.layers += 1
+
 
 def collecting(
     store: Store, policies: Sequence[Policy], *, dry_run: bool = False, now: float | None = None
@@ -81,11 +89,12 @@ def _carry_out(store: Store, decided: Plan, outcome: Outcome, now: float) -> Gen
 
     def remove(item: Removal) -> None:
         if _remove(store, item, now):
-            outcome.removals.append(item)
+            # Counted once the commit stands: a slice may be undone and tried again.
+            store.db.after_commit(lambda: outcome.removals.append(item))
             if item.what == "mount":
-                mounts.append(item.id)
+                store.db.after_commit(lambda: mounts.append(item.id))
             return
-        outcome.kept += 1
+        store.db.after_commit(outcome.count_kept)
         # Looking it up keeps what it stands on.
         if item.what == "record":
             store.records.get(item.id)
@@ -173,7 +182,7 @@ def _remove(store: Store, item: Removal, now: float) -> bool:
 def _layer(store: Store, layer: int, outcome: Outcome) -> None:
     if not store.held.has_layer(layer):
         store.layers.remove(layer)
-        outcome.layers += 1
+        store.db.after_commit(outcome.count_layer)
 
 
 def _tree(store: Store, tree: str, gone: list[str]) -> None:
@@ -181,7 +190,7 @@ def _tree(store: Store, tree: str, gone: list[str]) -> None:
         return
     if store.db.one("SELECT 1 FROM layers WHERE tree = ? LIMIT 1", (tree,)) is None and store.trees.has(tree):
         store.trees.forget(tree)
-        gone.append(tree)
+        store.db.after_commit(lambda: gone.append(tree))
 
 
 def _blob(store: Store, blob: str, gone: list[Digest]) -> None:
@@ -197,7 +206,7 @@ def _blob(store: Store, blob: str, gone: list[Digest]) -> None:
     digest = Digest(blob)
     if store.blobs.forget(digest):
         store.db.delete("indexes", blob)
-        gone.append(digest)
+        store.db.after_commit(lambda: gone.append(digest))
 
 
 def empty_trash(state: Path, paths: Iterable[Path] | None = None) -> list[Path]:
