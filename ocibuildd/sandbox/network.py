@@ -55,7 +55,7 @@ START_TIMEOUT = 6.0
 LEASE_TIMEOUT = 5.0
 """Seconds that a lease waits when the pool is empty."""
 RESTART_AFTER = 1.0
-"""Seconds between two starts of a worker that dies."""
+"""Seconds between two starts of a worker that keeps dying; the first time it is at once."""
 MAX_WARNINGS = 16
 POOLED: frozenset[str] = frozenset({"default"})
 """What is kept in store; "none" and "host" pairs are made when asked for (2 ms)."""
@@ -240,15 +240,15 @@ class Network:
             if self._receive(time.monotonic()) is not None:
                 self._stop()
                 self.warnings.append("the network's worker ended and is started again")
-                self._restart_at = time.monotonic() + RESTART_AFTER
                 break
         if self._sock is None:
             self._restart()
 
     def _restart(self) -> None:
-        if self._closed or time.monotonic() < self._restart_at:
+        now = time.monotonic()
+        if self._closed or now < self._restart_at:
             return
-        self._restart_at = time.monotonic() + RESTART_AFTER
+        self._restart_at = now + RESTART_AFTER
         if problem := self._launch(self.mode):
             self.warnings.append(problem)
 
@@ -314,7 +314,8 @@ class Network:
             )
         self.handle()
         if self._sock is None:
-            raise Unavailable("network for a build step: it is being started again")
+            last = self.warnings[-1] if self.warnings else "it is being started again"
+            raise Unavailable(f"network for a build step: {last}")
         found = self._pop(kind)
         if found is None:
             if kind not in POOLED or not self._asked:

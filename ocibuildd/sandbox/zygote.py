@@ -189,6 +189,8 @@ class Zygote:
         ready = self.ready.pop(str(kind), None)
         if ready is not None:
             network = self.site.network
+            if network is not None:
+                network.handle()
             if network is not None and not network.current(ready.lease):
                 ready.kill()
             elif not os.waitid(os.P_PID, ready.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
