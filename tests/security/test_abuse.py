@@ -377,24 +377,52 @@ def descendants(pid: int) -> list[int]:
     return [found for child in map(int, children) for found in (child, *descendants(child))]
 
 
-def test_many_steps_leave_nothing_behind(box):
+@pytest.mark.parametrize("rounds", [60, pytest.param(1000, marks=pytest.mark.slow)])
+def test_many_steps_leave_nothing_behind(box, rounds):
     def counts():
         descriptors = [len(os.listdir(f"/proc/{pid}/fd")) for pid in (box.client.pid, os.getpid())]
         mounts = Path(f"/proc/{box.client.pid}/mountinfo").read_text().count("\n")
         return [*descriptors, len(descendants(box.client.pid)), mounts]
 
-    box.parallel(*[box.spec(["/bin/true"]) for _ in range(3)])
-    time.sleep(0.5)
-    before, memory = counts(), rss(box.client.pid)
-    for _ in range(60):
-        box.run("true")
-    box.parallel(*[box.spec(["/bin/true"]) for _ in range(20)])
-    end = time.monotonic() + 3
-    while counts() != before and time.monotonic() < end:
-        time.sleep(0.05)
-    after = counts()
-    assert all(now <= then for now, then in zip(after, before, strict=True)), (before, after)
+    def settle(wanted):
+        end = time.monotonic() + 5
+        while counts() != wanted and time.monotonic() < end:
+            time.sleep(0.05)
+        return counts()
+
+    box.parallel(*[box.spec(["/bin/true"], network=kind) for kind in ("none", "default") * 4])
+    time.sleep(1)
+    before, memory, own = counts(), rss(box.client.pid), rss(os.getpid())
+    for number in range(rounds):
+        box.run("true", network="default" if number % 2 else "none")
+    box.parallel(*[box.spec(["/bin/true"], network="default") for _ in range(50)])
+    assert settle(before) == before
     assert rss(box.client.pid) < memory * 1.1 + (1 << 20)
+    assert rss(os.getpid()) < own * 1.1 + (1 << 20)
+
+
+def named(pid: int, name: str) -> list[int]:
+    """Descendants of a process by their name."""
+    return [child for child in descendants(pid) if Path(f"/proc/{child}/comm").read_text().strip() == name[:15]]
+
+
+@pytest.mark.parametrize("victim", ["ocibuildd-net", "ocibuildd-netns"])
+def test_after_the_network_s_processes_were_killed_the_next_step_has_a_network(box, victim):
+    if box.client.capabilities.network == "none":
+        pytest.skip("no build network here")
+    look = "cat /sys/class/net/eth0/carrier /sys/class/net/eth0/operstate"
+    assert box.run(look, network="default").out == "1\nup\n"
+    time.sleep(0.3)  # one more is being prepared
+    for pid in named(box.client.pid, victim):
+        os.kill(pid, signal.SIGKILL)
+    time.sleep(0.05)
+    end = time.monotonic() + 5
+    while True:
+        with contextlib.suppress(BuildError):
+            if box.run(look, network="default").out == "1\nup\n":
+                return
+        assert time.monotonic() < end
+        time.sleep(0.1)
 
 
 def test_a_failed_start_says_what_was_wanted(box):
