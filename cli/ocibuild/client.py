@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from .errors import ApiError, ClientError, ConnectionFailed
 from .http import Connection, Response, query
+from .jsonlite import dumps, loads
 from .start import connect
 
 TYPE_CHECKING = False
@@ -79,9 +80,7 @@ class Client:
         if data is not None:
             sent = data
         elif body is not None:
-            import json
-
-            sent, headers = json.dumps(body).encode(), {**JSON, **(headers or {})}
+            sent, headers = dumps(body).encode(), {**JSON, **(headers or {})}
         reused = self._connection is not None
         try:
             response = self.connection().request(method, target, headers, sent)
@@ -96,12 +95,10 @@ class Client:
         return response
 
     def _error(self, response: Response) -> ApiError:
-        import json
-
         data = response.read()
         self.close()
         try:
-            body = json.loads(data)
+            body = loads(data)
         except ValueError:
             body = None
         if not isinstance(body, dict):
@@ -121,10 +118,7 @@ class Client:
         """A request whose answer is one JSON object a line; an ``error`` event is raised as ApiError.
 
         With ``tick``, an empty event each time so many seconds pass without any."""
-        import json
-
         response = self.send(method, target, body, data=data, headers=headers)
-        loads = json.loads
         try:
             for line in response.lines(tick):
                 event = loads(line) if line else {}

@@ -51,10 +51,10 @@ def _read(path: str) -> dict[str, Any]:
             data = file.read(MAX_FILE)
     except OSError:
         return {}
-    import json
+    from .jsonlite import loads
 
     try:
-        found = json.loads(data or b"{}")
+        found = loads(data or b"{}")
     except ValueError as error:
         raise ClientError(f"{path}: {error}", "mend or remove the file") from None
     return found if isinstance(found, dict) else {}

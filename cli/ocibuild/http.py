@@ -200,11 +200,11 @@ class Response:
 
     def json(self) -> Any:
         """The body as JSON; None for an empty one."""
-        import json
+        from .jsonlite import loads
 
         data = self.read()
         try:
-            return json.loads(data) if data else None
+            return loads(data) if data else None
         except ValueError:
             raise ConnectionFailed(
                 f"{self.connection.path}: the answer is not JSON: {data[:80]!r}"

@@ -17,10 +17,6 @@ if TYPE_CHECKING:
 
     from ..progress import Display
 
-CANCEL_GRACE = 15.0
-"""Seconds that a cancelled build has to say that it has ended."""
-
-
 HELP = """
 Usage:  ocibuild build [OPTIONS] PATH | URL | -
 
