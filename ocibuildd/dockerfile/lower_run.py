@@ -41,7 +41,7 @@ def lower_run(context: Context, state: State, command: Command, lint: Linter) ->
         args=args, env=_env(context, state, mounts), cwd=state.cwd, user=state.user, mounts=tuple(mounts),
         network=_network(context, run), security="insecure" if run.security == "insecure" else "sandbox",
         devices=run.devices, hostname=_hostname(context), files=files, proxy_env=proxy_env(context),
-        shell=shown,
+        shell=to_utf8(shown),
     )  # fmt: skip
     state.vertex = context.vertex(
         op, tuple(inputs), name, ignore_cache=state.ignore_cache, location=run.location
