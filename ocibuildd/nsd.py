@@ -15,6 +15,7 @@ import errno
 import gc
 import json
 import os
+import resource
 import signal
 import socket
 import sys
@@ -227,6 +228,8 @@ def serve(arguments: Arguments) -> None:
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGQUIT):
         signal.signal(number, signal.SIG_IGN)  # main ends us, by closing the socket
     os.umask(0o022)
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     try:
         site = Site.open(arguments["state"], userns.IdPlan.load(arguments["ids"]))
         site.start_network(arguments.get("network_mode", ""), wanted=arguments.get("network", True))

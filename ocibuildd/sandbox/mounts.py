@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -28,6 +30,18 @@ OPTION_BYTES = 4095
 PRIVATE = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC
 
 
+_base = b""
+
+
+def work_in(directory: bytes) -> None:
+    """Make ``directory`` the current one: overlay's options then name what is below it by short relative paths.
+
+    They fit where options have a limit, and /proc/mounts of a sandbox tells nothing of this host's paths."""
+    global _base
+    os.chdir(directory)
+    _base = directory.rstrip(b"/") + b"/"
+
+
 def overlay(
     lowers: Sequence[bytes], *, upper: bytes = b"", work: bytes = b"", attributes: int = 0
 ) -> int:
@@ -39,45 +53,63 @@ def overlay(
     """
     if len(lowers) > MAX_LOWERS or not lowers:
         raise Unsupported(f"overlay of {len(lowers)} layers: 1 to {MAX_LOWERS} are possible")
+    names = [path.removeprefix(_base) for path in reversed(lowers)]
+    upper, work = upper.removeprefix(_base), work.removeprefix(_base)
+    if not upper:
+        attributes |= MOUNT_ATTR_RDONLY
     fd = syscalls.fsopen("overlay")
     try:
-        syscalls.fsconfig_string(fd, "source", "overlay")
-        syscalls.fsconfig_flag(fd, "userxattr")
-        _set_lowers(fd, lowers)
+        for name in names:
+            syscalls.fsconfig_string(fd, "lowerdir+", name)
         if upper:
             syscalls.fsconfig_string(fd, "upperdir", upper)
             syscalls.fsconfig_string(fd, "workdir", work)
-            syscalls.fsconfig_flag(fd, "volatile")
-        else:
-            syscalls.fsconfig_flag(fd, "ro")
+        for flag in _flags(upper):
+            syscalls.fsconfig_flag(fd, flag)
         syscalls.fsconfig_create(fd)
-        return syscalls.fsmount(fd, attributes | (0 if upper else MOUNT_ATTR_RDONLY))
+        return syscalls.fsmount(fd, attributes)
+    except OSError as error:
+        said = syscalls.fs_log(fd)
+        failed = OSError(error.errno, f"overlay: {error.strerror}{' (' + said + ')' if said else ''}")
+        if error.errno != errno.EINVAL:
+            raise failed from None
+        try:  # an older kernel knows no ``lowerdir+``, and may not say so
+            return overlay_by_options(names, upper, work, attributes)
+        except OSError:
+            raise failed from None
     finally:
         os.close(fd)
 
 
-def _set_lowers(fd: int, lowers: Sequence[bytes]) -> None:
-    try:
-        for lower in reversed(lowers):
-            syscalls.fsconfig_string(fd, "lowerdir+", lower)
-    except OSError as error:
-        if error.errno != errno.EINVAL:
-            raise OSError(error.errno, f"overlay: {error.strerror} ({syscalls.fs_log(fd)})") from None
-        _set_joined(fd, lowers)
+def _flags(upper: bytes) -> tuple[str, ...]:
+    return ("userxattr", "volatile") if upper else ("userxattr", "ro")
 
 
-def _set_joined(fd: int, lowers: Sequence[bytes]) -> None:
-    """Before Linux 6.7: one option of at most 255 bytes; so names relative to the trees' directory."""
-    base = os.path.commonpath(lowers) if len(lowers) > 1 else os.path.dirname(lowers[0])
-    names = [os.path.relpath(lower, base) for lower in reversed(lowers)]
-    joined = b":".join(name.replace(b":", b"\\:") for name in names)
-    if len(joined) > 255:
+def overlay_by_options(names: Sequence[bytes], upper: bytes, work: bytes, attributes: int) -> int:
+    """The same with mount(2), for Linux before 6.7 (``lowerdir+`` is newer): top layer first, all below one directory.
+
+    Raises Unsupported where the options pass a page: the kernel would cut them silently."""
+    escaped = [re.sub(rb"([:,\\])", rb"\\\1", name) for name in names]
+    options = b",".join(flag.encode() for flag in _flags(upper)) + b",lowerdir=" + b":".join(escaped)
+    if upper:
+        options += b",upperdir=" + upper + b",workdir=" + work
+    if len(options) > OPTION_BYTES:
         raise Unsupported(
-            f"overlay of {len(lowers)} layers: this kernel takes {255 // (len(names[0]) + 1)} here",
-            hint="Linux 6.7 and later take 500",
+            f"overlay of {len(names)} layers: their options have {len(options)} bytes, {OPTION_BYTES} are possible",
+            hint="Linux 6.7 and later take 500 layers",
         )
-    os.chdir(base)
-    syscalls.fsconfig_string(fd, "lowerdir", joined)
+    place = os.path.join(_base, b"tmp", b"overlay-" + uuid.uuid4().hex.encode())
+    os.mkdir(place, 0o700)
+    try:
+        syscalls.mount("overlay", place, "overlay", 0 if upper else syscalls.MS_RDONLY, options)
+        fd = os.open(place, os.O_PATH | os.O_CLOEXEC)
+        try:
+            return bind(fd, attributes)
+        finally:
+            os.close(fd)
+            syscalls.umount2(place, syscalls.MNT_DETACH)
+    finally:
+        os.rmdir(place)
 
 
 def filesystem(fstype: str, options: dict[str, str], attributes: int, *flags: str) -> int:

@@ -47,6 +47,7 @@ class Site:
         site.null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
         for part in (b"trees", b"tmp"):
             os.makedirs(os.path.join(site.state, part), 0o700, exist_ok=True)
+        mounts.work_in(site.state)
         site.cgroups = Cgroups.detect()
         if site.cgroups is not None:
             site.cgroups.sweep()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import os
 import socket
@@ -207,6 +208,17 @@ async def test_a_chain_of_many_layers_is_mounted(box):
         await box.tree_of(name, {f"f{index}": b"x"})
     result = await box.sh("ls / | grep -c '^f[0-9]'", lowers=["base", *names])
     assert result.output == "140\n"
+
+
+async def test_mountinfo_tells_nothing_of_the_hosts_paths(box):
+    result = await box.run("cat", "/proc/self/mountinfo")
+    assert str(box.state) not in result.output
+    assert "overlay" in result.output
+
+
+async def test_fifty_steps_at_once(box):
+    results = await asyncio.gather(*(box.run("true") for _ in range(50)))
+    assert {result.code for result in results} == {0}
 
 
 async def test_more_layers_than_overlayfs_takes_are_refused(box):
