@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 START_TIMEOUT = 20.0
 """Seconds that a daemon has to open its socket."""
+IN_USE = 3
+"""The daemon's exit status when another one has its state directory or its socket."""
 
 
 def runtime_dir(environ: Mapping[str, str], uid: int) -> str:
@@ -86,22 +88,28 @@ def _start(path: str) -> Connection:
     import time
 
     log = _log_file()
+    begun = os.path.getsize(log) if os.path.exists(log) else 0
     pid = _spawn([*command(), "--auto"], log)
     deadline = time.monotonic() + START_TIMEOUT
-    delay, ended = 0.002, False
+    delay = 0.002
     while True:
         try:
             return Connection(path)
         except ConnectionFailed as error:
             last = error
-        if ended or time.monotonic() > deadline:
+        if time.monotonic() > deadline:
             break
-        # A daemon that ends at once may have found another one that was just being started.
-        ended = os.waitpid(pid, os.WNOHANG)[0] == pid
-        time.sleep(0.2 if ended else delay)
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended and os.waitstatus_to_exitcode(status) != IN_USE:
+            break
+        if ended:
+            # Another one is just starting (then it will answer), or just ending (then ours may start).
+            time.sleep(0.2)
+            pid = _spawn([*command(), "--auto"], log)
+        time.sleep(delay)
         delay = min(delay * 1.5, 0.05)
     raise ConnectionFailed(
-        f"the daemon did not start: {last.message}\n{_tail(log)}".rstrip(),
+        f"the daemon did not start: {last.message}\n{_tail(log, begun)}".rstrip(),
         f"its log is in {log}; `ocibuildd --check-config` and `ocibuildd --foreground` tell more",
     )
 
@@ -130,9 +138,12 @@ def _spawn(command: list[str], log: str) -> int:
         os.close(null)
 
 
-def _tail(log: str, lines: int = 5) -> str:
+def _tail(log: str, begun: int, lines: int = 5) -> str:
+    """The last lines of what it wrote since we started it."""
     try:
         with open(log, errors="replace") as file:
+            if os.path.getsize(log) >= begun:
+                file.seek(begun)
             return "".join(file.readlines()[-lines:])
     except OSError:
         return ""

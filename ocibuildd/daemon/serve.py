@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import __version__
 from .. import config as configuration
-from ..errors import BuildError, InvalidArgument
+from ..errors import BuildError, Conflict, InvalidArgument
 from . import logs, sockets
 from .notify import Notifier, forget, inherited_sockets
 from .options import Options
@@ -34,10 +34,13 @@ log = logging.getLogger("ocibuildd.daemon")
 DATABASE_ERRORS = 3
 """Failed self-checks after which the watchdog is no longer told that all is well."""
 IDLE_TICK = 0.25
+IN_USE = 3
+"""The exit status when another daemon has the state directory or the socket."""
 
 
 def run(options: Options) -> int:
-    """The whole process; its exit status (0; 1 = it could not start; 2 = bad configuration)."""
+    """The whole process; its exit status: 0; 1 = it could not start; 2 = bad configuration; 3 = another
+    daemon is there."""
     try:
         config = _configured(options)
     except InvalidArgument as error:
@@ -58,7 +61,7 @@ def run(options: Options) -> int:
     except BuildError as error:
         hint = f"; hint: {error.hint}" if error.hint else ""
         log.critical("%s%s", error.message, hint)
-        return 1
+        return IN_USE if isinstance(error, Conflict) else 1
 
 
 def _doctor(config: configuration.Config) -> int:
