@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from sandboxes import opened
@@ -151,3 +154,31 @@ async def test_doctor_looks_anew(state_dir):
         assert {row.name for row in box.client.capabilities.requirements} == set(rows)
     finally:
         await box.client.close()
+
+
+MASKED = """
+import asyncio, sys, tempfile
+from pathlib import Path
+from fixtures import remove_tree
+from sandboxes import opened
+
+async def main():
+    state = Path(tempfile.mkdtemp())
+    box = await opened(state)
+    print(box.client.capabilities.proc)
+    print((await box.sh("echo $$ $(cat /proc/self/comm); echo x > /proc/self/oom_score_adj || echo refused")).output)
+    await box.client.close()
+    remove_tree(state)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mask /proc as a container runtime does")
+def test_in_a_container_with_a_masked_proc_steps_see_that_one_read_only():
+    script = "mount --make-rprivate / && mount -t tmpfs none /proc/bus && exec \"$@\""
+    command = ["unshare", "-m", "sh", "-c", script, "sh", sys.executable, "-c", MASKED]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout.split()[:3] == ["bind", "1", "cat"], done.stderr
+    assert "refused" in done.stdout
