@@ -208,9 +208,14 @@ class Build:
         agents = await self._agents()
         executor = self._executor(lowered, context, front, agents)
         uses = Lease(self._site.store.held, f"steps of build {self.id}")
+
+        def release() -> None:
+            executor.close()
+            uses.release()
+
         job = Job(
             f"{self.id}{prefix}", plan.vertices, executor, watch.event, self._hold(uses),
-            uses.release, limit=self.request.max_parallelism,
+            release, limit=self.request.max_parallelism,
             variant=variant(self._output(plan)), earlier=watch.earlier,
         )
         try:

@@ -106,8 +106,17 @@ class StepExecutor:
         self._nsd = nsd
         self._puller = puller
         self._materials = materials
-        self._steps = 0
+        self._unused: set[LayerId] = set()
         self._stamps: dict[tuple[int, str], str] = {}
+
+    def close(self) -> None:
+        """No vertex of the build runs any more: trees that became no layer go."""
+        for layer in self._unused:
+            if self._store.layers.pending(layer):
+                tree = self._store.layers.get(layer).tree
+                self._store.layers.drop(layer)
+                self._puller.unpacker.discard(tree)
+        self._unused.clear()
 
     def _op(self, vertex: int) -> Any:
         return self._materials.vertices[vertex].op
@@ -277,7 +286,6 @@ class StepExecutor:
         keep = False
         try:
             behind = await self._behind(op, inputs, fds, grips)
-            self._steps += 1
             step = f"{materials.build}-{vertex}"
             spec = run_spec(op, lowers=lowers, tree=tree, behind=behind, around=materials.around,
                             step=_NOT_NAME.sub("-", step.lower()))
@@ -294,6 +302,7 @@ class StepExecutor:
             keep = True
             layer = store.layers.new(inputs[0].chain[-1] if inputs[0].chain else 0, tree=tree)
             materials.lease.add(layers=(layer,))
+            self._unused.add(layer)  # until it is committed
             return Work(layer, usage=usage)
         finally:
             for grip in grips:
@@ -360,6 +369,7 @@ class StepExecutor:
             packed = cast("Packed", await self._nsd.call("diff", args, [writer.fd]))
             if not packed["empty"]:
                 await self._commit_blob(work.layer, packed, writer, tree=tree)
+                self._unused.discard(work.layer)
         finally:
             writer.abort()
         return packed

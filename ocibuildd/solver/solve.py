@@ -105,7 +105,13 @@ class Solver:
         run = self._runs[key]
         if run.task is not None:  # it was stopped, and is wanted again
             run = self._runs[key] = Run(key, job, vertex, (), None, run.listeners)
-        run.job, run.vertex, run.inputs = job, vertex, job.traces[vertex].inputs
+        run.job, run.vertex = job, vertex
+        latest = [job.results[index] for index in job.vertices[vertex].inputs]
+        given = job.traces[vertex].inputs or latest
+        run.inputs = [
+            new if old.settled is not None and new.settled is None else old
+            for old, new in zip(given, latest, strict=True)
+        ]
         run.preimage = job.traces[vertex].preimage
         run.started = time.monotonic()
         job.uses += 1
@@ -443,6 +449,7 @@ async def _announce(job: Job, vertex: int, result: Result, trace: Trace) -> None
         final = await settle(result)
     except BuildError:
         return
+    job.results[vertex] = final
     job.event(vertex, "done", trace=trace, result=final)
 
 
