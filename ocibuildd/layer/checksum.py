@@ -15,7 +15,7 @@ from ..ports import Checksum, CopySpec
 from . import tar
 from .fingerprints import Fingerprints, key, now
 from .owners import Owners, has_xattrs, read_xattrs
-from .select import Found, Match, Selector, Source, stamp
+from .select import Found, Match, Selector, Source
 from .sink import identity
 
 MAX_EXPLAINED: Final = 2000
@@ -52,6 +52,9 @@ class _Summer:
         self.total = hashlib.sha256()
         self.files: dict[str, str] = {}
         self.count = self.bytes = 0
+        self._stamp = hashlib.sha256()
+        self._keys: list[bytes] = []
+        """What ``select.stamp`` has of each file but directories."""
         self._fd = -1
         self._place: bytes | None = None
 
@@ -62,11 +65,11 @@ class _Summer:
             record = identity(encoded, tar.REGULAR, mode, 0, 0, len(data), b"", None)
             inline.append((encoded, record + hashlib.sha256(data).digest()))
         self._records(inline, "")
-        matches = []
         try:
             for match in self.selector.run():
-                matches.append(match)
                 self._match(match)
+                self._stamp.update(b"".join(self._keys))
+                self._keys = []
         finally:
             if self._fd >= 0:
                 os.close(self._fd)
@@ -79,7 +82,7 @@ class _Summer:
             missing=missing,
             ignored=self.selector.ignored,
             near={name: self.selector.near(name) for name in missing},
-            stamp=stamp(matches),
+            stamp=self._stamp.hexdigest(),
         )
 
     def _match(self, match: Match) -> None:
@@ -118,21 +121,24 @@ class _Summer:
             self.files[text] = hashlib.sha256(record).hexdigest()[:12]
 
     def _record(self, found: Found, path: bytes) -> tuple[bytes, bytes]:
-        _, place, name, status = found
+        rel, place, name, status = found
         mode = status.st_mode
         uid, gid = self.owners.of(status) if self.keep_owners else (0, 0)
-        kind = stat.S_IFMT(mode)
+        kind = mode & 0o170000
         if kind == stat.S_IFREG:
             size = status.st_size
             self.bytes += size
             record = identity(path, tar.REGULAR, mode & 0o7777, uid, gid, size, b"", None)
-            known = self.fingerprints.get(key(status))
+            fingerprint = key(status)
+            self._keys.append(fingerprint + rel)
+            known = self.fingerprints.get(fingerprint)
             return path, record + (self._content(found) if known is None else known)
         if kind == stat.S_IFDIR:
             xattrs = None
             if self.selector.marked:
                 xattrs = self._directory_xattrs(place + b"/" + name if place else name)
             return path, identity(path, tar.DIRECTORY, mode & 0o7777, uid, gid, 0, b"", xattrs)
+        self._keys.append(key(status) + rel)
         link = b""
         if kind == stat.S_IFLNK:
             link = os.readlink(name, dir_fd=self._directory(place))

@@ -76,20 +76,20 @@ def parse_owner(text: str, root: Root) -> tuple[int, int] | None:
     """``user[:group]`` as (uid, gid); None for "".
 
     Names are looked up in the root's own /etc/passwd and /etc/group.  A number alone is the group's number too; a name
-    alone brings its primary group.  Raises InvalidArgument."""
+    alone brings its primary group.  A name that isn't there is root, as BuildKit has it for file operations (a RUN of
+    such a user fails).  Raises InvalidArgument for a number that is none."""
     if not text:
         return None
     user, colon, group = text.partition(":")
     if user.isdigit():
         uid = gid = _number(user, text)
     else:
-        uid, gid = _account(root, b"etc/passwd", user, text)
+        uid, gid = _account(root, b"etc/passwd", user) or (0, 0)
     if colon and group:
-        gid = (
-            _number(group, text)
-            if group.isdigit()
-            else _account(root, b"etc/group", group, text)[0]
-        )
+        if group.isdigit():
+            gid = _number(group, text)
+        else:
+            gid = (_account(root, b"etc/group", group) or (gid, 0))[0]
     return uid, gid
 
 
@@ -99,8 +99,8 @@ def _number(digits: str, text: str) -> int:
     return int(digits)
 
 
-def _account(root: Root, path: bytes, name: str, text: str) -> tuple[int, int]:
-    """(the entry's number, the number after it or 0)."""
+def _account(root: Root, path: bytes, name: str) -> tuple[int, int] | None:
+    """(the entry's number, the number after it or 0); None where there is no such entry."""
     data = root.read(path, MAX_ACCOUNTS)
     wanted = os.fsencode(name)
     for line in (data or b"").split(b"\n"):
@@ -108,8 +108,4 @@ def _account(root: Root, path: bytes, name: str, text: str) -> tuple[int, int]:
         if fields[0] == wanted and len(fields) > 2 and fields[2].isdigit():
             second = int(fields[3]) if len(fields) > 3 and fields[3].isdigit() else 0
             return int(fields[2]), second
-    kind = "user" if path.endswith(b"passwd") else "group"
-    raise InvalidArgument(
-        f"{text}: no {kind} {name!r} in /{path.decode()} of the image",
-        hint=f"give a number, or create the {kind} before this instruction",
-    )
+    return None

@@ -26,6 +26,7 @@ from .paths import Root, is_whiteout, split
 MAX_FILES: Final = 5_000_000
 """Files of one selection."""
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
+_KIND, _IS_DIRECTORY = 0o170000, stat.S_IFDIR
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,10 @@ class Found(NamedTuple):
     place: bytes
     name: bytes
     status: os.stat_result
+
+
+_found = tuple.__new__
+"""Half the time of ``Found()``, which a walk calls once a file."""
 
 
 @dataclass(slots=True)
@@ -269,7 +274,7 @@ class Selector:
             todo += [
                 (entry[0], prefix + entry[2])
                 for entry in reversed(found)
-                if stat.S_ISDIR(entry[3].st_mode)
+                if entry[3].st_mode & _KIND == _IS_DIRECTORY
             ]
         return out
 
@@ -325,16 +330,22 @@ class Selector:
         except FileNotFoundError:
             return []  # removed since it was listed
         prefix = rel + b"/" if rel else b""
-        out: list[Found] = []
         try:
             if has_xattrs(fd):
                 self.marked.add(directory)
             with os.scandir(fd) as scan:
-                for item in scan:
-                    name = item.name.encode("utf-8", "surrogateescape")
-                    status = item.stat(follow_symlinks=False)
-                    if status.st_rdev or not stat.S_ISCHR(status.st_mode):
-                        out.append(Found(prefix + name, directory, name, status))
+                out = [
+                    _found(
+                        Found,
+                        (
+                            prefix + (name := item.name.encode("utf-8", "surrogateescape")),
+                            directory,
+                            name,
+                            item.stat(follow_symlinks=False),
+                        ),
+                    )
+                    for item in scan
+                ]
         except FileNotFoundError as error:
             raise InvalidArgument(
                 f"{os.fsdecode(directory)}: changed while it was being read"
@@ -345,6 +356,8 @@ class Selector:
         if self._count > MAX_FILES:
             raise TooLarge(f"more than {MAX_FILES} files in one selection")
         out.sort()
+        if self.source.owned:
+            return [found for found in out if not is_whiteout(found.status)]
         return out
 
     # --- what isn't there
@@ -386,9 +399,9 @@ def stamp(matches: Iterable[Match]) -> str:
         total.update(
             b"".join(
                 [
-                    found[0] + b"\0" + key(found[3])
+                    key(found[3]) + found[0]
                     for found in match.files
-                    if not stat.S_ISDIR(found[3].st_mode)
+                    if found[3].st_mode & _KIND != _IS_DIRECTORY
                 ]
             )
         )
