@@ -119,10 +119,10 @@ def test_a38_preallocated_space_counts(box):
 def test_a38_a_flood_of_empty_files_counts(box):
     result = box.python("""
         import time
-        for index in range(60_000):
+        for index in range(30_000):
             os.close(os.open(f"/tmp/{index}", os.O_CREAT))
         time.sleep(10)
-    """, limits={"upper_bytes": 8 << 20, "timeout": 20})
+    """, limits={"upper_bytes": 4 << 20, "timeout": 30})
     assert result.outcome["reason"] == "disk-limit"
 
 

@@ -76,6 +76,14 @@ def failure(daemon, build: str) -> dict:
     return events[-1]["error"]
 
 
+@pytest.mark.parametrize("propagation", ["rshared", "shared", "nonsense", "rprivate\x1b", ""])
+def test_a14_the_propagation_of_a_mount_cannot_be_chosen(strict, context, propagation):
+    run = f"RUN --mount=type=bind,target=/m,bind-propagation={propagation} true"
+    failed = strict("build", "--progress=plain", context(Dockerfile=f"FROM busybox\n{run}\n"))
+    assert failed.code != 0
+    assert "bind-propagation" in failed.text
+
+
 BODIES = [
     b"", b"null", b"[]", b"{}", b"1", b'"x"', b"{", b"\xff\xfe", b"[" * 100_000, b'{"context":' * 20_000, b'{"context":{"kind":"local","path":-1}}',
     b'{"context":{"kind":"nonsense"}}', b'{"tags":[null]}', b'{"limits":{"memory":-1}}', b'{"limits":{"memory":1e400}}',

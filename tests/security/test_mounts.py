@@ -82,16 +82,21 @@ def test_a15_a_source_that_links_to_the_root_is_the_root_of_its_stage(box, canar
     assert "stage-marker" in result.out
 
 
-@pytest.mark.parametrize("cache_id", ["../../..", "/etc", "a/../../b", "x\0y", "a" * 10_000, "", "é\udcff"])
-def test_a16_the_id_of_a_cache_is_no_path(cache_id):
-    import hashlib
+@pytest.mark.parametrize("cache_id", ["../../..", "/etc", "a/../../b", "x\0y", "a" * 10_000, "", ".", "é"])
+@pytest.mark.parametrize("sharing", ["shared", "private", "locked"])
+def test_a16_the_id_of_a_cache_is_no_path(tmp_path, cache_id, sharing):
+    from ocibuildd.store.cache_mounts import CacheMounts
+    from ocibuildd.store.db import Database
 
-    from ocibuildd.store import cache_mounts
-
-    source = Path(cache_mounts.__file__).read_text()
-    assert "sha256" in source
-    name = hashlib.sha256(cache_id.encode("utf-8", "surrogateescape")).hexdigest()
-    assert name.isalnum()
+    (tmp_path / "cache").mkdir()
+    database = Database(tmp_path / "db")
+    try:
+        with CacheMounts(tmp_path, database).try_acquire(cache_id, sharing) as grip:
+            assert grip.path.parent.parent == tmp_path / "cache"
+            assert grip.path.parent.name.isalnum()
+        assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {"cache"}
+    finally:
+        database.close()
 
 
 def test_a17_a_source_swapped_by_another_step_is_never_the_host_s(box, canary):
