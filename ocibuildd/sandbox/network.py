@@ -56,6 +56,9 @@ LEASE_TIMEOUT = 5.0
 """Seconds that a lease waits when the pool is empty."""
 RESTART_AFTER = 1.0
 """Seconds between two starts of a worker that keeps dying; the first time it is at once."""
+RETRY_AFTER = 10.0
+"""Seconds until an uplink that could not be had is tried again, when a step wants one: the host may
+have been offline."""
 MAX_WARNINGS = 16
 POOLED: frozenset[str] = frozenset({"default"})
 """What is kept in store; "none" and "host" pairs are made when asked for (2 ms)."""
@@ -123,7 +126,7 @@ class Network:
         self._pid, self._pidfd = 0, -1
         self._up = False
         self._closed = False
-        self._restart_at = 0.0
+        self._restart_at = self._retry_at = 0.0
         self._facts: dict[str, Any] = {}
         self._own: tuple[Address, ...] = ()
         self._stamp: tuple[object, ...] | None = None
@@ -143,6 +146,7 @@ class Network:
             candidates = [] if self._wanted_mode == "none" else [self._wanted_mode]
             self.reason = "" if candidates else "switched off by the configuration"
         problems: list[str] = []
+        self._retry_at = 0.0
         if candidates and (problem := tun_problem()):
             problems.append(problem)
             self.fix = f"chmod 666 {TUN} (and load the module tun)"
@@ -153,6 +157,7 @@ class Network:
                 self.fix = self.fix or "install passt (it has pasta)"
             elif problem := self._launch(candidate):
                 problems.append(problem)
+                self._retry_at = time.monotonic() + RETRY_AFTER
                 self.fix = self.fix or "see the message; the kernel needs veth and nftables (nft_masq)"
             else:
                 self.reason = self.fix = ""
@@ -307,6 +312,9 @@ class Network:
         """A fresh pair; waits (≤ 5 s) only when the pool is empty.  "host" has no netns.
 
         Raises Unsupported (no network here, with the fix as hint), Unavailable (being restarted)."""
+        if kind == "default" and self.mode == "none" and 0 < self._retry_at < time.monotonic():
+            self.reason = self.fix = ""
+            self.start()
         if kind == "default" and self.mode == "none":
             raise Unsupported(
                 f"network for a build step: {self.reason or 'there is none'}",

@@ -26,6 +26,8 @@ from .network_uplink import MTU, NETNS_FILE, Settings, fork
 
 UPLINK_TIMEOUT = 5.0
 """Seconds that the uplink has to come up."""
+SECOND_FAMILY = 0.3
+"""Seconds that the other address family has to follow, where the host has both."""
 SLOTS = 1 << 15
 """Pairs of addresses in a /16."""
 FIRST_INDEX = 16
@@ -140,17 +142,20 @@ class Worker:
             self.heard(deadline)
         self.prefix = choose_prefix(routes, self.host)
         self.protect()
-        self.await_uplink(deadline)
+        self.await_uplink(deadline, {net.version for net in routes if not net.prefixlen})
 
-    def await_uplink(self, deadline: float) -> None:
-        """Until N0 has a default route.  Raises OSError when the uplink ends, or takes too long."""
+    def await_uplink(self, deadline: float, expected: set[int]) -> None:
+        """Until N0 has default routes as the host has.  Raises OSError when the uplink ends, or takes
+        too long."""
         assert self.netlink is not None
-        pause = 0.002
+        pause, enough = 0.002, 0.0
         while True:
             defaults = {net.version for net in self.netlink.routes() if not net.prefixlen}
             if defaults:
-                self.ipv6 = 6 in defaults
-                return
+                enough = enough or time.monotonic() + SECOND_FAMILY
+                if defaults >= expected or time.monotonic() > enough:
+                    self.ipv6 = 6 in defaults
+                    return
             if select.select([self.link], [], [], pause)[0]:
                 self.heard(deadline)
             elif time.monotonic() > deadline:

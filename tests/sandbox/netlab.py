@@ -129,7 +129,8 @@ def _world(here: Rtnl) -> None:
             ])
         _serve_world(ready_write)
     os.read(ready_read, 1)
-    netns = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY)
+    global _world_netns
+    _world_netns = netns = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY)
     here.request([
         rtnl.veth("up0", 20, "s0", 10, netns, 65520), rtnl.veth("docker0", 21, "s1", 11, netns, 1500),
         rtnl.address(20, ipaddress.ip_address(HOST), 24), rtnl.address(20, ipaddress.ip_address(HOST6), 64),
@@ -137,6 +138,30 @@ def _world(here: Rtnl) -> None:
     ])
     os.write(go_write, b"1")
     os.read(ready_read, 1)
+    here.request([
+        rtnl.default_route(ipaddress.ip_address(SERVER), 20),
+        rtnl.default_route(ipaddress.ip_address(SERVER6), 20),
+    ])
+
+
+_world_netns = -1
+
+
+def rewire(here: Rtnl) -> None:
+    """The wire to S anew, after its end here was removed."""
+    here.request([
+        rtnl.veth("up0", 20, "s0", 10, _world_netns, 65520),
+        rtnl.address(20, ipaddress.ip_address(HOST), 24), rtnl.address(20, ipaddress.ip_address(HOST6), 64),
+    ])
+    own = os.open("/proc/self/ns/net", os.O_RDONLY)
+    syscalls.setns(_world_netns, syscalls.CLONE_NEWNET)
+    with Rtnl() as there:
+        there.request([
+            rtnl.link_up(10), rtnl.address(10, ipaddress.ip_address(SERVER), 24),
+            rtnl.address(10, ipaddress.ip_address(SERVER6), 64),
+        ])
+    syscalls.setns(own, syscalls.CLONE_NEWNET)
+    os.close(own)
     here.request([
         rtnl.default_route(ipaddress.ip_address(SERVER), 20),
         rtnl.default_route(ipaddress.ip_address(SERVER6), 20),

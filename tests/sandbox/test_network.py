@@ -391,6 +391,27 @@ def test_without_tun_there_is_no_network_and_the_message_says_why():
     assert none_works
 
 
+def test_a_host_that_was_offline_is_tried_again():
+    def scenario():
+        from ocibuildd.sandbox import network_rtnl as rtnl
+
+        with rtnl.Rtnl() as netlink:
+            netlink.request([rtnl.link_delete(20)])  # the way out, with its routes
+            network = netlab.network(mode="pasta")
+            first = [network.mode, network.reason]
+            netlab.rewire(netlink)
+        network._retry_at = 0.001
+        lease = network.lease("default")
+        seen = inside(lease, lambda: reach(netlab.SERVER, 80))
+        network.close()
+        return [*first, network.mode, seen]
+
+    before, reason, after, answer = lab(scenario, timeout=40)
+    assert (before, after) == ("none", "pasta")
+    assert "pasta" in reason
+    assert answer.startswith("world")
+
+
 @pytest.mark.parametrize(
     ("extra", "words"),
     [
