@@ -33,6 +33,7 @@ from ..model.oci import (
 from ..model.reference import Reference
 from ..model.request import RegistryAuth
 from ..ports import Emit, Fetched, Layer, LayerId, Lease, Nsd, Registry
+from ..registry.layout import OCI_LAYOUT, parse_layout
 from ..registry.protocol import MAX_CONFIG, check_json, parse_document
 from ..runtime import in_thread
 from ..store import Store
@@ -71,6 +72,8 @@ class ResolvedImage:
     chain: tuple[LayerId, ...] = ()
     blobs: tuple[bytes, ...] = ()
     warnings: tuple[str, ...] = ()
+    source: ImagePuller | None = None
+    """Who fetches it, where that isn't the puller that was asked (OCI layouts)."""
 
 
 class ImagePuller:
@@ -81,6 +84,7 @@ class ImagePuller:
     ) -> None:
         self.store = store
         self.registry = registry
+        self._nsd = nsd
         self.unpacker = unpacker or Unpacker(store, nsd)
 
     # --- resolve ------------------------------------------------------------------------------
@@ -93,13 +97,19 @@ class ImagePuller:
         pull: bool | str = False,
         auth: Auths | None = None,
     ) -> ResolvedImage:
-        """What ``name`` (a reference, or the id of a local image or a prefix of one) means now.
+        """What ``name`` (a reference, ``oci-layout://DIRECTORY[:tag][@digest]``, or the id of a local image or
+        a prefix of one) means now.
 
         pull: False or "missing" = a local image of that name and platform is used as it is; "newer" = the
         registry is asked, and when it is down or limits requests the local image is used with a
         warning; True or "always" = the registry is asked and its failure is an error.
         Raises InvalidArgument, NotFound, RegistryError, Unauthorized, Denied, Corrupt, TooLarge, Unsupported.
         """
+        if isinstance(name, str) and name.startswith(OCI_LAYOUT):
+            layout, handle = parse_layout(name)
+            source = ImagePuller(self.store, self._nsd, layout, self.unpacker)
+            image = await source._remote(handle, platform, None, None)
+            return replace(image, reference=None, source=source)
         reference, local = self._local(name, platform)
         if local is not None and (pull in (False, "missing") or reference is None):
             return local
@@ -253,6 +263,9 @@ class ImagePuller:
         tag: let its reference name it here, as ``docker pull`` does.  What is here already is not asked for
         again.  Raises as ``resolve`` and ``Unpacker.apply``.
         """
+        if image.source is not None:
+            own = replace(image, source=None)
+            return await image.source.fetch(own, lease=lease, auth=auth, emit=emit, tag=tag)
         lease.add(layers=image.chain, blobs=(image.id,))
         if image.local:
             return image.chain

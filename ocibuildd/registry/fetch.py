@@ -135,7 +135,8 @@ class Fetcher:
         if session is None:
             session = self._sessions[guarded] = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(
-                    limit=0, resolver=_Guarded() if guarded else aiohttp.ThreadedResolver(),
+                    limit=0,
+                    resolver=_Guarded() if guarded else aiohttp.ThreadedResolver(),
                     # Not aiohttp's own: the daemon lets that have no certificates (it starts faster).
                     ssl=ssl.create_default_context(),
                 ),

@@ -27,6 +27,7 @@ from .protocol import MAX_MANIFEST, check_digest, check_json, media_type_of, par
 
 REF_NAME = "org.opencontainers.image.ref.name"
 IMAGE_NAMES = ("io.containerd.image.name", "com.docker.image.name")
+OCI_LAYOUT = "oci-layout://"
 CHUNK = 1 << 20
 MAX_DEPTH = 4
 
@@ -218,6 +219,26 @@ class Layout:
 
 def _path(digest: Digest) -> str:
     return f"blobs/{digest.algorithm}/{digest.hex}"
+
+
+def parse_layout(text: str) -> tuple[Layout, Reference]:
+    """``oci-layout://<directory>[:tag][@digest]``: the layout, and a reference that selects in it.
+
+    Raises InvalidArgument, NotFound.
+    """
+    head, at, digest = text.removeprefix(OCI_LAYOUT).partition("@")
+    path, colon, tag = head.rpartition(":")
+    if not colon or "/" in tag:
+        path, tag = head, ""
+    if not path.startswith("/") or not Path(path).is_dir():
+        raise NotFound(
+            f"oci layout {path or text!r}: no such directory (an absolute path is wanted)"
+        )
+    try:
+        wanted = Digest(digest) if at else None
+    except ValueError as error:
+        raise InvalidArgument(f"oci layout {text}: {error}") from None
+    return Layout.at(Path(path)), Reference("layout.invalid", "image", tag or None, wanted)
 
 
 def names_of(descriptor: Descriptor) -> list[str]:

@@ -13,6 +13,7 @@ import pytest
 
 from ocibuildd.errors import NotFound, RegistryError
 from ocibuildd.export.image import OCI
+from ocibuildd.export.layout import oci_layout, write_directory
 from ocibuildd.model.oci import DOCKER_MANIFEST, MEDIA_MANIFEST, Platform
 from ocibuildd.model.reference import Reference
 
@@ -112,6 +113,24 @@ async def test_two_who_want_a_tree_unpack_it_once(rig, rootfs, flow):
     one, two = await asyncio.gather(*(rig.puller.unpacker.ensure_trees(chain) for _ in range(2)))
     assert one == two
     assert len(list((rig.store.path / "trees").iterdir())) == 1
+
+
+async def test_an_oci_layout_in_a_directory_is_a_place_to_pull_from(
+    make_rig, rootfs, tar, flow, tmp_path
+):
+    one, two = await make_rig(), await make_rig()
+    image = await one.images.import_rootfs(flow(rootfs), "base:1")
+    packed = one.images._saver._package(one.images.find("base:1"), [Reference.parse("base:1")])
+    write_directory(oci_layout([packed]), one.store.blobs, tmp_path / "layout")
+    for text in ("", ":1", f"@{one.images.find('base:1').manifest}"):
+        resolved = await two.puller.resolve(f"oci-layout://{tmp_path}/layout{text}", HERE)
+        with two.store.leases.new() as lease:
+            chain = await two.puller.fetch(resolved, lease=lease)
+        assert resolved.id == image
+        assert await two.puller.unpacker.ensure_trees(chain)
+    for text in (":nosuch", "@sha256:" + "0" * 64, "/nosuch"):
+        with pytest.raises(NotFound):
+            await two.puller.resolve(f"oci-layout://{tmp_path}/layout{text}", HERE)
 
 
 # --- other tools ------------------------------------------------------------------------------------
