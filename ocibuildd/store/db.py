@@ -136,14 +136,21 @@ class Database:
 
     def put(self, table: str, row: Sequence[Any]) -> None:
         """Insert or replace a whole row (columns in the schema's order), in the journal too."""
+        self.put_returning_id(table, row)
+
+    def put_returning_id(self, table: str, row: Sequence[Any]) -> int:
+        """``put``; gives the row's rowid."""
         sql = f"INSERT OR REPLACE INTO {table} VALUES ({','.join('?' * len(row))})"
         try:
-            self.run(sql, row)
+            cursor = self.connection.execute(sql, row)
         except UnicodeEncodeError:
             # Names from images and Dockerfiles need not be UTF-8; what is in columns is for people.
             row = [_readable(value) for value in row]
-            self.run(sql, row)
+            cursor = self.connection.execute(sql, row)
+        except sqlite3.Error as error:
+            raise self._translated(error) from error
         self._mirror(table, row)
+        return cursor.lastrowid or 0
 
     def delete(self, table: str, key: str | int) -> int:
         """Delete the row with this primary key (or ``key``, for records), in the journal too."""

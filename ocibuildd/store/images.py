@@ -20,6 +20,7 @@ from .db import Database, Row
 from .failpoints import hit
 from .layers import pack_chain, unpack_chain
 from .leases import Held
+from .rows import trusted
 
 Kind = Literal["image", "intermediate"]
 
@@ -79,11 +80,11 @@ _COLUMNS = (
 
 def _image(row: Row) -> Image:
     return Image(
-        id=Digest(row[0]), manifest=Digest(row[1]) if row[1] else None, media_type=row[2], kind=row[3],
-        chain=unpack_chain(row[4]), parent=Digest(row[5]) if row[5] else None, created_by=row[6],
+        id=trusted(row[0]), manifest=trusted(row[1]) if row[1] else None, media_type=row[2], kind=row[3],
+        chain=unpack_chain(row[4]), parent=trusted(row[5]) if row[5] else None, created_by=row[6],
         created=row[7], size=row[8], platform=row[9], build=row[10],
         labels=json.loads(row[11]) if row[11] else {},
-        blobs=tuple(map(Digest, json.loads(row[12]))) if row[12] else (), added=row[13], last_used=row[14],
+        blobs=tuple(map(trusted, json.loads(row[12]))) if row[12] else (), added=row[13], last_used=row[14],
     )
 
 
@@ -97,7 +98,7 @@ def _row(image: Image) -> tuple[str | int | float, ...]:
 
 
 def _name(row: Row) -> Name:
-    return Name(row[0], Digest(row[1]), Digest(row[2]) if row[2] else None, row[3])
+    return Name(row[0], trusted(row[1]), trusted(row[2]) if row[2] else None, row[3])
 
 
 class Images:
@@ -253,8 +254,8 @@ class Images:
         if row is None:
             return None
         self._held.note(blobs=(digest,))
-        manifests = [(Digest(d), str(p), Digest(i) if i else None) for d, p, i in json.loads(row[2])]
-        return StoredIndex(Digest(row[0]), row[1], tuple(manifests))
+        manifests = [(trusted(d), str(p), trusted(i) if i else None) for d, p, i in json.loads(row[2])]
+        return StoredIndex(trusted(row[0]), row[1], tuple(manifests))
 
     def _note(self, image: Image) -> Image:
         blobs: Sequence[Digest] = (image.id, *image.blobs, *((image.manifest,) if image.manifest else ()))

@@ -18,14 +18,15 @@ from ..ports import Layer, LayerId
 from .db import Database, Row
 from .failpoints import hit
 from .leases import Held
+from .rows import trusted
 
 _COLUMNS = "id, diff_id, digest, size, tar_size, media_type, content, tree"
 
 
 def _layer(row: Row) -> Layer:
     return Layer(
-        id=row[0], diff_id=Digest(row[1]) if row[1] else None, digest=Digest(row[2]) if row[2] else None,
-        size=row[3], tar_size=row[4], media_type=row[5], content=row[6], tree=row[7],
+        row[0], trusted(row[1]) if row[1] else None, trusted(row[2]) if row[2] else None, row[3], row[4],
+        row[5], row[6], row[7],
     )
 
 

@@ -79,27 +79,22 @@ class Records:
         used = record.last_used or record.created
         hit("record.before-row")
         with self._db.transaction():
-            self._put_row(record, used)
+            before = self._db.one("SELECT id FROM records WHERE key = ?", (record.key,))
+            row = self._db.put_returning_id(
+                "records",
+                (
+                    before[0] if before else None, record.key, record.selector, record.op, record.identity, record.kind,
+                    record.description, pack_chain(record.chain), record.value, record.cost,
+                    record.created, used, record.uses, record.build,
+                ),
+            )
             if record.preimage:
-                self._db.run(
-                    "INSERT OR REPLACE INTO preimages VALUES (?, ?)", (record.key, _pack(record.preimage))
-                )
+                self._db.run("INSERT OR REPLACE INTO preimages VALUES (?, ?)", (row, _pack(record.preimage)))
         hit("record.after-row")
 
     def _note(self, record: Record) -> None:
         blobs = DIGESTS.findall(record.value) if record.value else ()
         self._held.note(keys=(record.key,), layers=record.chain, blobs=blobs)
-
-    def _put_row(self, record: Record, used: float) -> None:
-        row = self._db.one("SELECT id FROM records WHERE key = ?", (record.key,))
-        self._db.put(
-            "records",
-            (
-                row[0] if row else None, record.key, record.selector, record.op, record.identity, record.kind,
-                record.description, pack_chain(record.chain), record.value, record.cost, record.created,
-                used, record.uses, record.build,
-            ),
-        )
 
     def nearest(self, selector: str) -> Record | None:
         """The newest record of the same instruction, with its preimage."""
@@ -114,7 +109,7 @@ class Records:
 
     def preimage(self, key: str) -> str:
         """What the key was made from; "" if unknown."""
-        row = self._db.one("SELECT data FROM preimages WHERE key = ?", (key,))
+        row = self._db.one("SELECT data FROM preimages JOIN records USING (id) WHERE key = ?", (key,))
         return _unpack(row[0]) if row else ""
 
     def touch(self, keys: Iterable[str], now: float | None = None) -> None:
@@ -129,13 +124,13 @@ class Records:
 
     def remove(self, key: str, *, rule: str = "", why: str = "", now: float | None = None) -> bool:
         """Delete a record; with a ``rule``, leave a line in the evictions log."""
-        row = self._db.one("SELECT selector FROM records WHERE key = ?", (key,))
+        row = self._db.one("SELECT selector, id FROM records WHERE key = ?", (key,))
         if row is None:
             return False
         hit("record.before-delete")
         with self._db.transaction():
             self._db.delete("records", key)
-            self._db.run("DELETE FROM preimages WHERE key = ?", (key,))
+            self._db.run("DELETE FROM preimages WHERE id = ?", (row[1],))
             if rule:
                 self._db.run(
                     "INSERT INTO evictions (key, selector, at, rule, why) VALUES (?, ?, ?, ?, ?)",

@@ -37,7 +37,7 @@ MIGRATIONS: tuple[str, ...] = (
         chain TEXT NOT NULL, parent TEXT NOT NULL, created_by TEXT NOT NULL, created REAL NOT NULL,
         size INTEGER NOT NULL, platform TEXT NOT NULL, build TEXT NOT NULL, labels TEXT NOT NULL,
         blobs TEXT NOT NULL, added REAL NOT NULL, last_used REAL NOT NULL
-    ) WITHOUT ROWID;
+    );
     CREATE INDEX images_manifest ON images (manifest);
     CREATE INDEX images_parent ON images (parent) WHERE parent != '';
     CREATE INDEX images_kind ON images (kind, created);
@@ -46,7 +46,7 @@ MIGRATIONS: tuple[str, ...] = (
     -- Indexes (manifest lists) kept as received.  manifests: JSON [[digest, platform, image id or ""], …].
     CREATE TABLE indexes (
         digest TEXT PRIMARY KEY, media_type TEXT NOT NULL, manifests TEXT NOT NULL, created REAL NOT NULL
-    ) WITHOUT ROWID;
+    );
 
     -- References.  target: digest of a manifest or an index; image: the image that it means here.
     CREATE TABLE names (
@@ -64,7 +64,8 @@ MIGRATIONS: tuple[str, ...] = (
     );
     CREATE INDEX records_selector ON records (selector, created);
     CREATE INDEX records_op ON records (op);
-    CREATE TABLE preimages (key TEXT PRIMARY KEY, data BLOB NOT NULL) WITHOUT ROWID;
+    -- By the record's id, so that they are written one after the other.
+    CREATE TABLE preimages (id INTEGER PRIMARY KEY, data BLOB NOT NULL);
 
     -- What garbage collection and prune took, for `explain`.
     CREATE TABLE evictions (
@@ -78,7 +79,7 @@ MIGRATIONS: tuple[str, ...] = (
     CREATE TABLE builds (
         id TEXT PRIMARY KEY, status TEXT NOT NULL, name TEXT NOT NULL, request TEXT NOT NULL,
         started REAL NOT NULL, ended REAL NOT NULL, result TEXT NOT NULL, error TEXT NOT NULL
-    ) WITHOUT ROWID;
+    );
     CREATE INDEX builds_started ON builds (started);
     CREATE INDEX builds_status ON builds (status);
 

@@ -55,6 +55,14 @@ def test_putting_again_replaces(store: Store, fill: Filler) -> None:
     assert store.records.count() == 1
 
 
+def test_putting_again_replaces_the_preimage_too(store: Store, fill: Filler) -> None:
+    fill.record("k", preimage="one")
+    fill.record("k", preimage="two")
+    assert store.records.preimage("k") == "two"
+    store.records.remove("k")
+    assert store.db.one("SELECT count(*) FROM preimages") == (0,)
+
+
 def test_touching_counts_uses_and_never_goes_back(store: Store, fill: Filler) -> None:
     fill.record("k", used=1000.0)
     store.records.touch(["k", "gone"], now=500.0)

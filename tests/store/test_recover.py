@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -143,10 +144,14 @@ def test_a_damaged_database_is_built_again_from_the_journal(filled: Path, damage
 def test_damage_that_is_met_at_work_is_mended_at_the_next_start(filled: Path) -> None:
     with Store.open(filled):
         pass
-    damage_page(filled / "store.db")
+    database = sqlite3.connect(filled / "store.db")
+    (page,) = database.execute("SELECT rootpage FROM sqlite_master WHERE name = 'records'").fetchone()
+    database.close()
+    with (filled / "store.db").open("r+b") as file:
+        file.seek((page - 1) * 4096)
+        file.write(b"\xa5" * 4096)
     with pytest.raises(Corrupt, match="restart the daemon"), Store.open(filled) as store:
-        for table in ("records", "layers", "images", "blobs", "names", "trees"):
-            store.db.all(f"SELECT * FROM {table}")
+        store.records.page()
     with Store.open(filled) as store:
         assert store.recovered.damage
         whole(store)
