@@ -11,7 +11,7 @@ from ..model.graph import GitSource, HttpSource, Location, Plan, Warning  # noqa
 from ..model.oci import Platform
 from .epoch import epoch_source
 from .faults import Fault, Source
-from .instructions import Dockerfile, Stage
+from .instructions import Arg, Dockerfile, Stage
 from .lexer import MAX_BYTES, detect_syntax, lex
 from .lint import Linter, parse_checks
 from .lint_text import lint_before, lint_continuations, lint_description, lint_stages
@@ -102,7 +102,7 @@ def check(dockerfile: Dockerfile, options: LowerOptions, known: Known) -> list[W
 
     Images that aren't known count as empty.  Raises DockerfileError where ``lower`` would."""
     with _door(dockerfile.source):
-        lowering = Lowering(dockerfile, options, known, all_stages=not options.target, lenient=True)
+        lowering = Lowering(dockerfile, options, known, all_stages=not options.target)
         lowering.resolve()
         lowering.dispatch()
     return [*_wanted_syntax(dockerfile, options), *lowering.lint.warnings]
@@ -136,14 +136,11 @@ def lint(data: bytes, options: LowerOptions, known: Known, *, filename: str = "D
             directive = next((item.value for item in tree.directives if item.name == "check"), "")
             linter = Linter(parse_checks(given if given is not None else directive.partition(" ")[0]))
             lint_continuations(tree, linter)
-            stages: tuple[Stage, ...] = ()
             stages, meta_args = _read_linted(tree, linter)
             dockerfile = Dockerfile(source, tree, stages, meta_args)
             phase = "convert"
             lint_stages(stages, linter)
-            lowering = Lowering(
-                dockerfile, options, known, lint=linter, all_stages=not options.target, lenient=True
-            )
+            lowering = Lowering(dockerfile, options, known, lint=linter, all_stages=not options.target)
             lowering.resolve()
             lowering.dispatch()
             failure = linter.failure()
@@ -154,7 +151,7 @@ def lint(data: bytes, options: LowerOptions, known: Known, *, filename: str = "D
     return Report(tuple(linter.warnings), None, "", tree, dockerfile)
 
 
-def _read_linted(tree: Tree, linter: Linter):  # type: ignore[no-untyped-def]
+def _read_linted(tree: Tree, linter: Linter) -> tuple[tuple[Stage, ...], tuple[Arg, ...]]:
     """``read_stages``, with the checks of every node before and after it is read."""
     try:
         result = read_stages(tree.nodes)

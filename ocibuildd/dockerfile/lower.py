@@ -10,7 +10,7 @@ from ..model.oci import ImageConfig, Platform
 from .baseref import parse_named
 from .context import Context, context_patterns
 from .epoch import settle_epoch
-from .faults import Fault, at, did_you_mean
+from .faults import Fault, at
 from .gotext import to_utf8
 from .instructions import (
     Add,
@@ -55,7 +55,7 @@ from .lower_copy import lower_transfer
 from .lower_run import lower_run
 from .options import OCI_LAYOUT, LowerOptions, NamedContext, ResolvedImage
 from .platforms import format_all, normalize
-from .stages import COMMON_IMAGES, new_graph
+from .stages import new_graph
 from .state import DEFAULT_PATH, SCRATCH, Budget, Command, Image, State
 
 Known = Mapping[tuple[str, str], ResolvedImage]
@@ -87,17 +87,17 @@ def lint_as_written(dockerfile: Dockerfile, lint: Linter) -> None:
 class Lowering:
     """One Dockerfile with one set of options on its way to a Plan.
 
-    ``all_stages``: unneeded stages too (checks).  ``lenient``: images that aren't known count as empty."""
+    ``all_stages``: unneeded stages too (checks).  Images that aren't known are in ``missing``; what stands
+    on them is lowered as if they were empty."""
 
     def __init__(
         self, dockerfile: Dockerfile, options: LowerOptions, known: Known, *, lint: Linter | None = None,
-        all_stages: bool = False, lenient: bool = False,
+        all_stages: bool = False,
     ) -> None:  # fmt: skip
         self.dockerfile = dockerfile
         self.options = options
         self.known = known
         self.all_stages = all_stages
-        self.lenient = lenient
         self.lint = lint if lint is not None else checks_of(dockerfile, options)
         self.missing: Missing = []
         if lint is None:
@@ -166,8 +166,6 @@ class Lowering:
             state.pending = True
             state.platform = platform
             state.image = Image.scratch(platform)
-            if not self.lenient:
-                return None
         return image
 
     def _use_image(self, state: State, image: ResolvedImage, platform: Platform, name: str | None) -> None:
@@ -344,11 +342,6 @@ class Lowering:
             and not name.startswith("BUILDKIT_")
             and name not in self.graph.global_args
         )
-
-    def not_found(self, state: State) -> Fault:
-        """For an image that nobody could resolve: near names."""
-        names = [*self.graph.names(), *COMMON_IMAGES]
-        return Fault(did_you_mean(state.base_name, state.base_name, names), state.stage.location)
 
 
 def _simple(function: Callable[..., None]) -> Callable[[Context, State, Command, Linter], None]:

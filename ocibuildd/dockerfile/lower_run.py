@@ -22,7 +22,6 @@ PIPES = "/dev/pipes/"
 """Where a here-document that begins with ``#!`` lies while it runs."""
 SECRETS = "/run/secrets/"
 AGENTS = "/run/buildkit/ssh_agent."
-MAX_MOUNTS = 256
 Network = Literal["default", "none", "host"]
 _PROXIES = ("http_proxy", "https_proxy", "ftp_proxy", "no_proxy", "all_proxy")
 
@@ -120,8 +119,6 @@ def _mounts(
     context: Context, state: State, command: Command, inputs: list[int], lint: Linter
 ) -> list[Mount]:
     run = cast(Run, command.instruction)
-    if len(run.mounts) > MAX_MOUNTS:
-        raise Fault(f"{len(run.mounts)} mounts, at most {MAX_MOUNTS} are taken")
     expand = context.expand(state, run, lint)
     out: list[Mount] = []
     agents = 0

@@ -44,7 +44,7 @@ def outline(dockerfile: Dockerfile, options: LowerOptions, known: Known) -> dict
 
     Images that aren't known count as empty: their ONBUILD triggers don't show."""
     try:
-        lowering = Lowering(dockerfile, options, known, lenient=True)
+        lowering = Lowering(dockerfile, options, known)
         target = lowering.resolve()
         lowering.dispatch()
     except Fault as fault:

@@ -41,6 +41,8 @@ from .syntax import Node
 
 NETWORKS = ("default", "none", "host")
 SECURITIES = ("sandbox", "insecure")
+MAX_MOUNTS = 256
+"""Of one RUN."""
 MAX_SOURCES = 10_000
 """Of one COPY or ADD."""
 MIN_INTERVAL = 1_000_000
@@ -288,7 +290,10 @@ def _command_line(node: Node) -> dict[str, Any]:
 
 def _run(node: Node) -> Run:
     flags = Flags(node.flags, _RUN_FLAGS)
-    for mount in flags.many("mount"):
+    mounts = flags.many("mount")
+    if len(mounts) > MAX_MOUNTS:
+        raise Fault(f"{len(mounts):,} mounts, at most {MAX_MOUNTS} are taken")
+    for mount in mounts:
         check_mount(mount)
     network, security = flags.text("network", "default"), flags.text("security", "sandbox")
     if network not in NETWORKS:
@@ -296,7 +301,7 @@ def _run(node: Node) -> Run:
     if security not in SECURITIES:
         raise Fault(did_you_mean(f"security {quote(security)} is not valid", security, SECURITIES), mark=security)
     return Run(
-        **_base(node), **_command_line(node), mounts=flags.many("mount"), network=network, security=security,
+        **_base(node), **_command_line(node), mounts=mounts, network=network, security=security,
         devices=tuple(_device(device) for device in flags.many("device")), flags=tuple(flags.used),
     )  # fmt: skip
 

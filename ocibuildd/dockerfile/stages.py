@@ -29,7 +29,6 @@ from .state import SCRATCH, Command, State
 
 MAX_STAGES = 2_000
 MAX_TRIGGERS = 1_000
-COMMON_IMAGES = ("alpine", "busybox", "centos", "debian", "golang", "ubuntu", "fedora")
 
 _INTEGER = re.compile(r"[+-]?[0-9]{1,9}\Z")
 
