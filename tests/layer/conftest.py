@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+from ocibuildd import syscalls
 from ocibuildd.errors import BuildError
 from ocibuildd.layer import apply as layer_apply
 from ocibuildd.layer import tar
@@ -69,8 +70,11 @@ def directory(tmp_path: Path) -> Iterator[Callable[..., int]]:
 
 def _inside(work: Callable[[], Any]) -> Any:
     """``work`` in a child that is root of a user namespace (as nsd's jobs are), or here when we are root."""
-    if os.geteuid() == 0:
-        return work()
+    return work() if os.geteuid() == 0 else _apart(work)
+
+
+def _apart(work: Callable[[], Any], *, mounts: bool = False) -> Any:
+    """The same, always in a child; ``mounts``: with a mount namespace of its own."""
     plan = userns.discover()
     if plan.mode == "single":
         pytest.skip("no subordinate ids here")
@@ -78,7 +82,10 @@ def _inside(work: Callable[[], Any]) -> Any:
     pid = os.fork()
     if pid == 0:
         try:
-            userns.enter(plan)
+            if os.geteuid():
+                userns.enter(plan)
+            if mounts:
+                syscalls.unshare(syscalls.CLONE_NEWNS)
             answer = (True, work())
         except BuildError as error:
             answer = (False, (type(error), error.message))
@@ -104,6 +111,12 @@ def inside(tmp_path: Path) -> Iterator[Callable[[Callable[[], Any]], Any]]:
     yield _inside
     names = [str(tmp_path / name) for name in os.listdir(tmp_path)]
     _inside(lambda: remove(names))
+
+
+@pytest.fixture
+def mounting() -> Callable[[Callable[[], Any]], Any]:
+    """Runs a function where file systems may be mounted."""
+    return lambda work: _apart(work, mounts=True)
 
 
 @pytest.fixture
