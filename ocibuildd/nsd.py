@@ -126,9 +126,14 @@ def lookup(site: Site, args: Arguments, _fds: list[int]) -> dict[str, Any]:
 
 
 def archive(site: Site, args: Arguments, fds: list[int]) -> dict[str, Any]:
-    """A chain's whole file system as a tar, to fds[0]; with ``files`` as files, into the directory fds[0]."""
+    """A chain's whole file system as a tar, to fds[0]; with ``files`` as files, into the directory fds[0].
+
+    ``directory`` in place of ``lowers``: a cache mount's."""
     from .layer import archive as layer
 
+    if "directory" in args:
+        directory = os.open(args["directory"], DIRECTORY)
+        return dict(layer.archive(directory, fds[0], **_options(site)))
     with site.rooted(args["lowers"]) as root:
         if args.get("files"):
             return dict(layer.export(root, fds[0]))
@@ -143,12 +148,21 @@ def compare(site: Site, args: Arguments, _fds: list[int]) -> dict[str, Any]:
         return dict(layer.compare(a, b))
 
 
-def unpack(_site: Site, args: Arguments, fds: list[int]) -> dict[str, Any]:
-    """A tar as plain files of ours, into an existing directory."""
+def unpack(site: Site, args: Arguments, fds: list[int]) -> dict[str, Any]:
+    """A tar as plain files of ours, into an existing directory; with ``root``, made where it is missing, as
+    files of a step's root user (a cache mount)."""
     from .layer import unpack as layer
 
-    directory = os.open(args["path"], os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    return dict(layer.unpack(fds[0], directory, limits=args.get("limits")))
+    if args.get("root"):
+        os.makedirs(args["path"], mode=0o755, exist_ok=True)
+    directory = os.open(args["path"], DIRECTORY)
+    done = dict(layer.unpack(fds[0], directory, limits=args.get("limits")))
+    if args.get("root"):
+        os.fchown(directory, site.shift, site.shift)
+        for _, directories, files, at in os.fwalk(dir_fd=directory):
+            for name in [*directories, *files]:
+                os.chown(name, site.shift, site.shift, dir_fd=at, follow_symlinks=False)
+    return done
 
 
 def recompress(_site: Site, args: Arguments, fds: list[int]) -> dict[str, Any]:
@@ -184,6 +198,8 @@ JOBS: dict[str, Job] = {
     "archive": archive, "compare": compare, "unpack": unpack, "remove": remove,
     "recompress": recompress,
 }
+
+DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 PRELOAD = ("layer.apply", "layer.diff", "layer.copy", "layer.checksum", "layer.remove")
 """Imported once nsd is idle, so that no child has to."""

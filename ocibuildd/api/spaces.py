@@ -14,6 +14,7 @@ from aiohttp import web
 from ..errors import InvalidArgument, NotFound
 from ..model.units import parse_duration
 from ..runtime import in_thread
+from ..store.cache_mounts import measure
 from ..store.check import CheckReport, add_damaged, checking, verify_blobs
 from ..store.gc import Removal
 from ..store.maintenance import drive
@@ -184,6 +185,7 @@ async def df(request: web.Request) -> web.Response:
     """GET /v1/df?verbose="""
     served = services(request)
     verbose = flag(request, "verbose")
+    await measured(served)
     found: Usage = await served.maintenance.usage()
     disk = served.store.space.disk()
     body: dict[str, Any] = {
@@ -238,10 +240,26 @@ async def checked(served: Services, *, quick: bool) -> CheckReport:
 # --- cache mounts ---------------------------------------------------------------------------------
 
 
+def mount_id(request: web.Request) -> str:
+    """The id that a request names, as steps have it: without a namespace it begins with "/"
+    (BUILDKIT_CACHE_MOUNT_NS + "/" + id)."""
+    name = required(request, "id")
+    return name if "/" in name else f"/{name}"
+
+
+async def measured(served: Services) -> None:
+    """Look how large the cache mounts are now."""
+    for one in served.store.cache_mounts.all():
+        size = await in_thread(measure, one.path)
+        served.store.cache_mounts.set_size(one.hash, size)
+
+
 async def list_mounts(request: web.Request) -> web.Response:
     """GET /v1/cache/mounts?id="""
-    mounts = services(request).store.cache_mounts
-    name = request.query.get("id", "")
+    served = services(request)
+    mounts = served.store.cache_mounts
+    await measured(served)
+    name = mount_id(request) if request.query.get("id") else ""
     found = mounts.find(name) if name else mounts.all()
     if name and not found:
         raise NotFound(f"cache mount {name!r}: there is none")
@@ -258,7 +276,7 @@ async def list_mounts(request: web.Request) -> web.Response:
 async def clear_mount(request: web.Request) -> web.Response:
     """DELETE /v1/cache/mounts?id="""
     served = services(request)
-    name = required(request, "id")
+    name = mount_id(request)
     found = served.store.cache_mounts.find(name)
     if not found:
         raise NotFound(f"cache mount {name!r}: there is none")
@@ -273,7 +291,7 @@ async def clear_mount(request: web.Request) -> web.Response:
 async def export_mount(request: web.Request) -> web.StreamResponse:
     """GET /v1/cache/mounts/tar?id=: what it holds, as a tar."""
     served = services(request)
-    name = required(request, "id")
+    name = mount_id(request)
     if not served.store.cache_mounts.find(name):
         raise NotFound(f"cache mount {name!r}: there is none")
     with await served.store.cache_mounts.acquire(name, "shared") as grip:
@@ -297,13 +315,17 @@ async def archived(served: Services, what: dict[str, Any]) -> AsyncIterator[byte
 
 
 async def import_mount(request: web.Request) -> web.Response:
-    """PUT /v1/cache/mounts/tar?id=: fill it from a tar."""
+    """PUT /v1/cache/mounts/tar?id=: fill it from a tar; what it held is gone.  Raises Conflict (in use)."""
     served = services(request)
     body = tar_body(request)
-    name = required(request, "id")
-    with await served.store.cache_mounts.acquire(name, "locked") as grip:
+    name = mount_id(request)
+    mounts = served.store.cache_mounts
+    for one in mounts.find(name):
+        mounts.forget(one.hash)
+        mounts.trash(one.hash)
+    with await mounts.acquire(name, "locked") as grip:
         reader, writer = os.pipe2(os.O_CLOEXEC)
-        what = {"path": os.fspath(grip.path), "limits": {}}
+        what = {"path": os.fspath(grip.path), "limits": {}, "root": True}
         job = asyncio.ensure_future(served.nsd.call("unpack", what, [reader]))
         job.add_done_callback(lambda _: os.close(reader))
         try:
@@ -315,6 +337,8 @@ async def import_mount(request: web.Request) -> web.Response:
             os.close(writer)
             await asyncio.wait({job})
         done = job.result()
+        mounts.set_size(grip.hash, done.get("bytes", 0))
+    served.maintenance.poke()
     return reply({"files": done.get("files", 0), "bytes": done.get("bytes", 0)})
 
 
