@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,8 @@ DAEMON_LEAF = "daemon"
 """Where our own processes are: a group that has controllers for its children may hold none itself.
 
 systemd's ``DelegateSubgroup=daemon`` puts us there from the start."""
+SWEEP_TIMEOUT = 0.5
+"""Seconds that killed processes have to be gone."""
 MAX_FILE = 64 * 1024
 MAX_CPUS = 62
 """RunSpec's limits are integers of 62 bits."""
@@ -238,17 +241,21 @@ class Cgroups:
         leaf.unenforced = tuple(unenforced)
 
     def sweep(self) -> int:
-        """Kill and remove steps that an earlier nsd left behind; how many there were."""
-        count = 0
-        for entry in Path(self.path).glob("step-*"):
-            leaf = Leaf(str(entry))
-            count += 1
+        """Kill and remove all steps: those of an earlier nsd at the start, prepared ones at the end.
+
+        How many there were."""
+        leaves = [Leaf(str(entry)) for entry in Path(self.path).glob("step-*")]
+        for leaf in leaves:
             try:
                 leaf.kill()
             except OSError:
                 continue
-            leaf.remove()
-        return count
+        deadline = time.monotonic() + SWEEP_TIMEOUT
+        left = [leaf for leaf in leaves if not leaf.remove()]
+        while left and time.monotonic() < deadline:
+            time.sleep(0.005)
+            left = [leaf for leaf in left if not leaf.remove()]
+        return len(leaves)
 
 
 def _evacuate(path: str) -> None:

@@ -148,7 +148,9 @@ class Site:
         }
 
     def close(self) -> None:
-        """End the network's processes."""
+        """End the network's processes and what waits in control groups."""
+        if self.cgroups is not None:
+            self.cgroups.sweep()
         if self.network is not None:
             self.network.close()
 

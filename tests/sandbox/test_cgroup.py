@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -160,3 +162,46 @@ def test_names_that_are_no_names_are_refused(group):
     for name in ("", "../x", "a/b", "A", "-x"):
         with pytest.raises(ValueError, match="group name"):
             groups.leaf(name)
+
+
+STEP = """
+import asyncio, json, os, sys, tarfile, io, tempfile
+from pathlib import Path
+from ocibuildd.sandbox import launch
+async def main():
+    nsd = await launch.start(Path(sys.argv[1]))
+    with tempfile.TemporaryFile() as file:
+        with tarfile.open(fileobj=file, mode="w") as tar:
+            for name in ("bin", "proc", "sys", "dev", "etc", "tmp"):
+                info = tarfile.TarInfo(name); info.type = tarfile.DIRTYPE; info.mode = 0o755; tar.addfile(info)
+            tar.add(os.path.realpath("/bin/busybox"), "bin/busybox")
+        file.seek(0)
+        arguments = {"tree": "base", "lowers": [], "expect_diff_id": "", "limits": {}}
+        await nsd.call("apply", arguments, [file.fileno()])
+    script = "cat /proc/self/cgroup; sleep 1"
+    spec = {"lowers": ["base"], "tree": "", "args": ["/bin/busybox", "sh", "-c", script], "env": [],
+            "cwd": "/", "user": "", "hostname": "h", "network": "none", "security": "sandbox", "mounts": [],
+            "hosts": [], "dns": {}, "limits": {"pids": 50}, "tty": False, "no_new_privileges": False, "step": "s"}
+    outcome = await nsd.call("run", spec, [1, 1])
+    own = [line for line in open("/proc/self/cgroup") if line.startswith("0::")][0].strip()
+    print(json.dumps([nsd.capabilities.cgroup, own, outcome["exit_code"]]), flush=True)
+    await nsd.call("remove", {"paths": [sys.argv[1] + "/trees", sys.argv[1] + "/tmp"]})
+    await nsd.close()
+asyncio.run(main())
+"""
+
+
+def test_a_step_runs_in_a_group_of_its_own_and_the_group_goes_with_it(group, tmp_path):
+    if not Path("/bin/busybox").exists():
+        pytest.skip("busybox isn't installed")
+    enter = f"echo $$ > {group}/cgroup.procs && exec {sys.executable} -c \"$1\" {tmp_path}/state"
+    running = subprocess.Popen(["sh", "-c", enter, "sh", STEP], stdout=subprocess.PIPE, text=True)
+    first = running.stdout.readline()
+    steps = list(group.glob("step-run-*"))
+    assert any((path / "cgroup.procs").read_text().strip() for path in steps)
+    out, _ = running.communicate(timeout=60)
+    mode, own, code = json.loads(out.splitlines()[-1])
+    assert (mode, code) == ("v2", 0)
+    assert own.endswith(f"/{group.name}/daemon")
+    assert not any(group.name in line for line in [first, *out.splitlines()[:-1]])  # its name isn't told
+    assert [path.name for path in group.glob("*/")] == ["daemon"]
