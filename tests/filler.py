@@ -2,13 +2,33 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 from ocibuildd.model.digest import Digest
 from ocibuildd.model.oci import MEDIA_LAYER
 from ocibuildd.ports import Record
 from ocibuildd.store import Store
 from ocibuildd.store.images import Image
+
+MEMORY = Path("/dev/shm")
+
+
+@contextmanager
+def quick_directory() -> Iterator[Path]:
+    """A temporary directory, in memory where possible: stores sync much, and a test that kills a process
+    loses nothing of the page cache anyway."""
+    in_memory = os.access(MEMORY, os.W_OK | os.X_OK)
+    directory = Path(tempfile.mkdtemp(prefix="ocibuild-test-", dir=MEMORY if in_memory else None))
+    try:
+        yield directory
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 class Filler:

@@ -6,14 +6,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from filler import Filler
+from filler import Filler, quick_directory
 
 from ocibuildd.store import Store
 
 
 @pytest.fixture
-def state(tmp_path: Path) -> Path:
-    return tmp_path / "state"
+def state() -> Iterator[Path]:
+    with quick_directory() as directory:
+        yield directory / "state"
 
 
 @pytest.fixture

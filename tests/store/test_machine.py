@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-from pathlib import Path
-
-from filler import Filler
+from filler import Filler, quick_directory
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
@@ -29,8 +25,8 @@ class StoreMachine(RuleBasedStateMachine):
 
     @initialize()
     def begin(self) -> None:
-        self.root = Path(tempfile.mkdtemp())
-        self.store = Store.open(self.root / "s")
+        self.directory = quick_directory()
+        self.store = Store.open(self.directory.__enter__() / "s")
         self.fill = Filler(self.store)
         self.number = 0
         self.texts: dict[int, str] = {}
@@ -70,7 +66,7 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(name=consumes(names))
     def untag(self, name: str) -> None:
         self.store.images.untag(name)
-        del self.named[name]
+        self.named.pop(name, None)
 
     @rule(target=leases, chain=st.lists(layers, max_size=3, unique=True))
     def lease(self, chain: list[int]) -> Lease:
@@ -155,12 +151,12 @@ class StoreMachine(RuleBasedStateMachine):
         if hasattr(self, "store"):
             report = finish(checking(self.store))
             self.store.close()
-            shutil.rmtree(self.root)
+            self.directory.__exit__(None, None, None)
             assert report.findings == []
 
 
 StoreMachine.TestCase.settings = settings(
-    max_examples=25, stateful_step_count=25, deadline=None,
+    max_examples=30, stateful_step_count=20, deadline=None, database=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )
 TestStoreAgainstAModel = StoreMachine.TestCase

@@ -150,7 +150,7 @@ def test_damage_that_is_met_at_work_is_mended_at_the_next_start(filled: Path) ->
     with (filled / "store.db").open("r+b") as file:
         file.seek((page - 1) * 4096)
         file.write(b"\xa5" * 4096)
-    with pytest.raises(Corrupt, match="restart the daemon"), Store.open(filled) as store:
+    with pytest.raises(Corrupt, match="malformed"), Store.open(filled) as store:
         store.records.page()
     with Store.open(filled) as store:
         assert store.recovered.damage
