@@ -8,10 +8,14 @@ from typing import Any
 
 import pytest
 from dockerfile_images import Images, Lower, conformance
+from hypothesis import settings
 
 from ocibuildd import dockerfile as front
 from ocibuildd.model.graph import Plan, StagePlan
 from ocibuildd.model.oci import ImageConfig
+
+settings.register_profile("no files", database=None, deadline=None)  # no .hypothesis directory is left behind
+settings.load_profile("no files")
 
 
 @pytest.fixture
