@@ -49,7 +49,8 @@ def test_input_signals_and_statuses_reach_a_sandbox(daemon: Any) -> None:
     sleeping = daemon.background("run", "busybox", "sleep", "60")
     time.sleep(1)
     sleeping.send_signal(signal.SIGTERM)
-    assert sleeping.wait(20) == 143
+    sleeping.communicate(timeout=20)
+    assert sleeping.returncode == 143
 
 
 def test_a_terminal_inside_is_a_terminal(daemon: Any) -> None:
