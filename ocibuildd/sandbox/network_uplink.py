@@ -74,19 +74,22 @@ def quiet_exit(code: int) -> NoReturn:
 
 
 def become_child(name: str, keep: set[int]) -> None:
-    """First thing in a fork: die with the parent, its name, default signals, no descriptor but
-    ``keep``."""
+    """First thing in a fork: die with the parent, its name, no descriptor but ``keep``."""
     syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
     syscalls.set_name(name)
-    signal.set_wakeup_fd(-1)
-    for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_SETMASK, [])
     first = 3
     for fd in sorted(keep | {1 << 30}):
         if fd > first:
             syscalls.close_range(first, fd - 1)
         first = max(first, fd + 1)
+
+
+def default_signals() -> None:
+    """nsd ignores what ends it; its children don't."""
+    signal.set_wakeup_fd(-1)
+    for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
 
 
 def fork(name: str, keep: set[int], body: Callable[[], None]) -> int:
@@ -190,6 +193,7 @@ def _execute(argv: list[str], stderr: int) -> None:
 def supervise(settings: Settings, nsd: socket.socket, work: Callable[..., None]) -> NoReturn:
     """The life of process 1: ends when the worker does.  ``work(settings, nsd, link)`` is the worker."""
     become_child("ocibuildd-net", {nsd.fileno()})
+    default_signals()
     os.setsid()
     syscalls.mount("none", "/", "", syscalls.MS_REC | syscalls.MS_PRIVATE)
     syscalls.mount("tmpfs", SCRATCH, "tmpfs", syscalls.MS_NOSUID | syscalls.MS_NODEV, b"size=64k")

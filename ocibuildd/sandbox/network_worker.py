@@ -7,6 +7,7 @@ step sees nothing: nsd keeps a few in store.
 
 from __future__ import annotations
 
+import gc
 import ipaddress
 import os
 import select
@@ -343,6 +344,7 @@ def _last_id(id_map: str) -> int:
 def work(settings: Settings, nsd: socket.socket, link: socket.socket) -> None:
     """The life of the process."""
     os.nice(NICE)
+    gc.freeze()  # a collection would copy pages that the children share
     worker = Worker(settings, nsd, link)
     if settings.mode != "none":
         try:
