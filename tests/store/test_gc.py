@@ -273,3 +273,10 @@ def test_why_says_when_it_was_used_and_what_it_costs() -> None:
     (removal,) = collect(what, Policy("size", max_used_space=10)).removals
     assert removal.rule == "size"
     assert removal.why == "over max_used_space 10; last used 3 d ago, 200 bytes, 2.5 s to make again"
+
+
+def test_an_intermediate_image_goes_with_a_lower_layer() -> None:
+    what = add(graph(2), image("a", 1, 2, kind="intermediate"), record("link", 2))
+    found = collect(what)
+    assert ids(found) == ["a"]
+    assert found.removals[0].why == "a layer of it is gone"

@@ -177,3 +177,11 @@ def test_on_the_same_boot_trees_stay(store: Store) -> None:
     with Store.open(path) as again:
         assert again.trees.has(tree)
         assert again.trees.allocate() != tree
+
+
+def test_an_id_that_a_stray_directory_has_is_not_given(store: Store) -> None:
+    path = store.path
+    (path / "trees" / "zz" / "fs").mkdir(parents=True)
+    store.close()
+    with Store.open(path) as again:
+        assert int(again.trees.allocate(), 36) > int("zz", 36)

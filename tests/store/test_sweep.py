@@ -122,6 +122,14 @@ def test_an_image_that_is_named_meanwhile_stays(store: Store, fill: Filler) -> N
     assert sound(store)
 
 
+def test_an_image_that_is_leased_meanwhile_stays(store: Store, fill: Filler) -> None:
+    config = fill.image("i", fill.layer("layer"))
+    lease = store.leases.new()
+    between(store, lambda: lease.add(blobs=[config]))
+    assert store.images.get(config) is not None
+    assert sound(store)
+
+
 def test_a_blob_that_is_put_meanwhile_stays(store: Store, fill: Filler) -> None:
     store.blobs.put(b"garbage")
     between(store, lambda: store.blobs.put(b"garbage"))
