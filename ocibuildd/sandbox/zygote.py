@@ -24,8 +24,11 @@ from . import trees, wire
 from .site import Site
 from .step import Sandbox, Step, birth
 
-REFILL_DELAY = 0.01
+REFILL_DELAY = 0.003
 """Seconds without a request before the next sandbox is prepared."""
+
+SETTLED = 0.1
+"""A step that has run for so many seconds isn't a short one."""
 
 UPPER_INTERVAL = 0.5
 """Seconds between two looks at the size of an upper directory that is limited."""
@@ -100,7 +103,10 @@ class Zygote:
 
     def _idle(self) -> None:
         if self.wanted:
-            self._prepare(self.wanted.pop())
+            # Not while a step has just begun: a short one would wait for us at its end.
+            newest = max((step.started for step in self.steps.values()), default=0.0)
+            if time.monotonic() - newest > SETTLED:
+                self._prepare(self.wanted.pop())
         elif self.when_idle:
             self.when_idle.pop()()
         elif self._network_fd < 0 and self.site.network is not None:
@@ -122,7 +128,7 @@ class Zygote:
 
     def _wait_ms(self) -> int | None:
         if self.wanted or self.when_idle:
-            return int(REFILL_DELAY * 1000)
+            return int((SETTLED / 4 if self.steps else REFILL_DELAY) * 1000)
         times = [step.deadline for step in self.steps.values() if step.deadline]
         times += self.measure_at.values()
         if self.site.network is not None and self._network_fd < 0:
