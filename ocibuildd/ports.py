@@ -345,6 +345,13 @@ class Record:
     uses: int = 0
 
 
+class RecordSource(Protocol):
+    """Records that are somewhere else (a remote cache): what ``CacheIndex`` offers to read."""
+
+    def get(self, key: str) -> Record | None: ...
+    def seen(self, op: str) -> bool: ...
+
+
 class CacheIndex(Protocol):
     """Cache records by key: each query is one indexed select."""
 

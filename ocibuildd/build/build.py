@@ -8,11 +8,11 @@ import logging
 import os
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import BuildError, Cancelled, InvalidArgument
+from ..errors import BuildError, Cancelled, Denied, InvalidArgument
 from ..executor.contents import LocalContents
 from ..executor.image import ImagePuller
 from ..executor.run import Surroundings
@@ -28,6 +28,7 @@ from ..solver.solve import Solver
 from ..store import Store
 from ..store.leases import Lease
 from . import explain
+from .cache_export import CacheExporter, Keys, keys_of
 from .context import ContextOpener, OpenContext, Remote
 from .frontend import FrontEnd, Lowered, parse_platform
 from .info import BuildInfo, Peer, Settings
@@ -43,6 +44,7 @@ from .options import (
 from .outcome import MadeImage
 from .progress import EventLog
 from .publish import Published, Publisher
+from .remote_cache import Imported, RemoteCaches, inject
 from .watch import Watch
 
 log = logging.getLogger(__name__)
@@ -78,6 +80,7 @@ class _Made:
     total: int
     warnings: tuple[str, ...] = ()
     images: list[MadeImage] = field(default_factory=list)
+    keys: Keys = field(default_factory=lambda: Keys((), ()))
 
 
 class Build:
@@ -103,6 +106,7 @@ class Build:
         self._lease: Lease = site.store.leases.new(f"build {build_id}")
         self._closers: list[Any] = []
         self._later: Callable[[], None] | None = None
+        self._imported: Imported | None = None
 
     @property
     def info(self) -> BuildInfo:
@@ -180,6 +184,8 @@ class Build:
         named = front.named_contexts(opener)
         if request.call == "targets":
             return {"result": front.targets()}
+        if request.call == "build":
+            await self._import_caches()
         platforms: list[Platform | None] = [parse_platform(text) for text in request.platforms] or [None]
         made = []
         for number, platform in enumerate(platforms):
@@ -216,10 +222,10 @@ class Build:
         job = Job(
             f"{self.id}{prefix}", plan.vertices, executor, watch.event, self._hold(uses),
             release, limit=self.request.max_parallelism,
-            variant=variant(self._output(plan)), earlier=watch.earlier,
+            variant=variant(self._output(plan)), earlier=watch.earlier, imported=self._imported,
         )
         try:
-            await self._site.solver.solve(job)
+            results = await self._site.solver.solve(job)
         except Exception as error:
             self.traces |= explain.dump(plan, job.traces, prefix)
             if isinstance(error, BuildError):
@@ -230,7 +236,8 @@ class Build:
         self.used |= job.used
         cached = sum(1 for trace in job.traces.values() if trace.preimage and trace.cached)
         total = sum(1 for trace in job.traces.values() if trace.preimage)
-        return _Made(plan, final, cached, total, images=watch.follower.images)
+        keys = keys_of(job, results, plan.stages[plan.target].vertex)
+        return _Made(plan, final, cached, total, images=watch.follower.images, keys=keys)
 
     async def _agents(self) -> Mapping[str, str]:
         """The sockets of the SSH keys that the request brought."""
@@ -355,14 +362,72 @@ class Build:
             lambda digest: self._lease.add(blobs=(digest,)),
         )
 
+    # --- caches elsewhere -----------------------------------------------------------------------
+
+    async def _import_caches(self) -> None:
+        site, specs = self._site, self.request.cache_from
+        if not specs:
+            return
+        if any(spec.type == "local" for spec in specs) and not self.peer.local:
+            raise Denied("cache-from: only clients of the Unix socket may name directories")
+        self._imported = Imported(site.store, site.puller.unpacker)
+        self._closers.append(self._imported.close)
+        caches = RemoteCaches(site.store, site.puller.registry, self.request.auth, self._lease)
+        for text in await caches.load(specs, self._imported):
+            self.events.append("message", level="warning", text=text)
+
+    def _exporter(self) -> CacheExporter:
+        site = self._site
+        return CacheExporter(
+            site.store, site.puller.registry, site.puller.unpacker, self.request.auth, self._lease,
+            self._imported,
+        )
+
+    async def _export_caches(self, made: list[_Made]) -> None:
+        keys = Keys(
+            tuple(dict.fromkeys(key for each in made for key in each.keys.all)),
+            tuple(dict.fromkeys(key for each in made for key in each.keys.target)),
+        )
+        for number, spec in enumerate(self.request.cache_to):
+            if spec.type == "inline":
+                continue
+            if spec.type == "local" and not self.peer.local:
+                raise Denied("cache-to: only clients of the Unix socket may name directories")
+            vertex, begun = f"cache:{number}", time.monotonic()
+            self.events.append("vertex.started", vertex=vertex, name=f"exporting cache to {spec.type}")
+
+            def emit(kind: str, vertex: str = vertex, **fields: Any) -> None:
+                self.events.append(f"vertex.{kind}", vertex=vertex, **fields)
+
+            await self._exporter().export(spec, keys, emit)
+            seconds = round(time.monotonic() - begun, 4)
+            self.events.append("vertex.done", vertex=vertex, seconds=seconds)
+
+    async def _complete(self, made: list[_Made]) -> None:
+        """Bring in what of the images is still in remote caches; put the cache into their configs."""
+        store, unpacker = self._site.store, self._site.puller.unpacker
+        for each in made:
+            if self._imported is not None:
+                for layer in store.layers.chain(each.final.chain):
+                    await unpacker.obtain(layer)
+            if any(spec.type == "inline" for spec in self.request.cache_to):
+                listed = self._exporter().listing(each.keys, "min")
+                composed = each.final.composed
+                composed = replace(composed, config=inject(composed.config, listed))
+                each.final = replace(each.final, composed=composed)
+
     # --- the end --------------------------------------------------------------------------------
 
     async def _publish(self, made: list[_Made]) -> dict[str, Any]:
+        await self._complete(made)
         published: Published = await self._site.publisher.publish(
             self.id, self.request, [(each.plan, each.final, each.images) for each in made],
             self._lease, self.events, self.peer,
         )
         self._later = published.later
+        if self._imported is not None:
+            self._imported.keep()
+        await self._export_caches(made)
         return {
             "image": published.image, "digest": published.digest, "names": published.names,
             "outputs": published.outputs,

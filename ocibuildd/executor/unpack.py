@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 from weakref import WeakValueDictionary
@@ -55,6 +55,8 @@ class Unpacker:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._slots = asyncio.Semaphore(PARALLEL)
         self._trash: list[str] = []
+        self.providers: dict[Digest, Callable[[], Awaitable[None]]] = {}
+        """Where blobs come from that rows name and the store hasn't (remote caches), by digest."""
 
     def lock(self, key: object) -> asyncio.Lock:
         """The lock of that name, for as long as somebody holds on to it."""
@@ -159,7 +161,7 @@ class Unpacker:
             lowers.append(layer.tree)
 
     async def _from_blob(self, layer: Layer, lowers: Sequence[str], emit: Emit | None) -> Unpacked:
-        digest = self._blob_of(layer)
+        digest = await self.obtain(layer)
         fd = self._store.blobs.open(digest)
         if emit is not None:
             emit("status", id=f"unpack {digest.short}", text="extracting", total=layer.size)
@@ -183,6 +185,20 @@ class Unpacker:
                 total=layer.size,
             )
         return made
+
+    async def obtain(self, layer: Layer) -> Digest:
+        """The digest of a blob that holds the layer; fetched first where somebody can provide it.
+
+        Raises NotFound, and what fetching raises."""
+        provide = self.providers.get(layer.digest) if layer.digest is not None else None
+        if provide is None:
+            return self._blob_of(layer)
+        async with self.lock(("blob", layer.digest)):
+            try:
+                return self._blob_of(layer)
+            except NotFound:
+                await provide()
+        return self._blob_of(layer)
 
     def _blob_of(self, layer: Layer) -> Digest:
         if layer.digest is not None and self._store.blobs.has(layer.digest):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ocibuildd.model.graph import Vertex
-from ocibuildd.ports import Executor, LayerId, Result, Work
+from ocibuildd.ports import Executor, LayerId, RecordSource, Result, Work
 
 from . import cache, reasons
 
@@ -42,6 +42,7 @@ class Job:
     hold(chain): keep these layers until the build ends; raises NotFound when they are gone.
     release: called once, when nothing needs the executor any more.
     variant: output options that are part of keys.
+    imported: further records (a remote cache's): ``get`` and ``seen``.
     earlier(vertex, preimage): why an instruction that has no record is another than in the build before.
     """
 
@@ -54,6 +55,7 @@ class Job:
     limit: int = 0
     variant: Mapping[str, Any] = field(default_factory=dict)
     earlier: Callable[[int, cache.Preimage], list[reasons.Reason]] = lambda _vertex, _preimage: []
+    imported: RecordSource | None = None
     results: dict[int, Result] = field(default_factory=dict)
     traces: dict[int, Trace] = field(default_factory=dict)
     used: set[str] = field(default_factory=set)

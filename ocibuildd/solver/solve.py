@@ -195,7 +195,7 @@ class Solver:
         inputs = [inputs[0], *[await settle(each) for each in inputs[1:]]]
         about = {"name": vertex.name, "build": job.id}
         bare = cache.Preimage(cache.describe(vertex.op), (), job.variant, about)
-        if inputs[0].settled and not vertex.ignore_cache and self._records.seen(bare.op_digest):
+        if inputs[0].settled and not vertex.ignore_cache and self._seen(job, bare.op_digest):
             # A record of this very operation exists: whether it fits shows once the parent's
             # content is known.  Where there is none, the step needn't wait for that.
             inputs[0] = await settle(inputs[0])
@@ -280,17 +280,27 @@ class Solver:
             found = await job.executor.checksum(index, selection, source)
             return found["digest"], found["files"]
         key = cache.selection_key(source.identity, selection.paths, selection.options)
-        record = self._records.get(key)
+        record = self._record_of(job, key)
+        job.used.add(key)
         if record is not None:
-            job.used.add(key)
             return record.value, {}
         found = await job.executor.checksum(index, selection, source)
         record = Record(key, (), found["digest"], "", 0.0, time.time(), job.id, kind="internal")
         self._records.put([record])
         return found["digest"], found["files"]
 
+    def _record_of(self, job: Job, key: str) -> Record | None:
+        """The store's, else a remote cache's."""
+        record = self._records.get(key)
+        if record is None and job.imported is not None:
+            record = job.imported.get(key)
+        return record
+
+    def _seen(self, job: Job, op: str) -> bool:
+        return self._records.seen(op) or (job.imported is not None and job.imported.seen(op))
+
     def _hit(self, job: Job, parent: Result, trace: Trace) -> Result | None:
-        record = self._records.get(trace.key)
+        record = self._record_of(job, trace.key)
         if record is None:
             return None
         standalone = record.value == "standalone"

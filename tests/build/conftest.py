@@ -11,6 +11,7 @@ import shutil
 import tarfile
 import time
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -118,11 +119,11 @@ def put_busybox(store: Store) -> None:
 class Bench:
     """A build service and what tests want to know of it."""
 
-    def __init__(self, store: Store, nsd: Any, settings: Settings):
+    def __init__(self, store: Store, nsd: Any, settings: Settings, registry: Any):
         self.store, self.nsd = store, nsd
-        self.puller = ImagePuller(store, nsd, NoRegistry())  # type: ignore[arg-type]
+        self.puller = ImagePuller(store, nsd, registry)
         self.builds = Builds(
-            store, nsd, NoRegistry(), self.puller, NoFetcher(), settings=settings,  # type: ignore[arg-type]
+            store, nsd, registry, self.puller, NoFetcher(), settings=settings,
         )
         self.peer = Peer(local=True, uid=os.geteuid())
 
@@ -207,17 +208,16 @@ def context(tmp_path: Path) -> Callable[..., Path]:
     return make
 
 
-@pytest.fixture
-async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
-    """A build service with a busybox image, as whoever runs the tests."""
+@asynccontextmanager
+async def running(state: Path, registry: Any = None) -> AsyncIterator[Bench]:
+    """A build service on a state directory."""
     if BUSYBOX is None:
         pytest.skip("busybox-static is not installed")
-    state = tmp_path / "state"
     state.mkdir(mode=0o700)
     nsd = await launch.start(state, config={"keep_ready": True})
     with Store.open(state) as store:
         put_busybox(store)
-        made = Bench(store, nsd, Settings())
+        made = Bench(store, nsd, Settings(), registry or NoRegistry())
         try:
             yield made
         finally:
@@ -225,3 +225,10 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
             await made.puller.unpacker.close()
             await nsd.call("remove", {"paths": [str(p) for p in (state / "trees").iterdir()]})
             await nsd.close()
+
+
+@pytest.fixture
+async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
+    """A build service with a busybox image, as whoever runs the tests."""
+    async with running(tmp_path / "state") as made:
+        yield made

@@ -1,0 +1,102 @@
+"""A cache that one daemon writes and another one, which has nothing, reads."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fixtures import registry  # noqa: F401
+
+from ocibuildd.build.remote_cache import CacheConfig, CachedLayer, CachedRecord, extract, inject
+from ocibuildd.errors import Corrupt
+from ocibuildd.model.request import CacheSpec
+from ocibuildd.registry.client import RegistryClient
+
+spec = importlib.util.spec_from_file_location("build_bench", Path(__file__).with_name("conftest.py"))
+assert spec is not None
+assert spec.loader is not None
+bench_module = importlib.util.module_from_spec(spec)
+sys.modules["build_bench"] = bench_module
+spec.loader.exec_module(bench_module)
+running = bench_module.running
+
+TEXT = (
+    "FROM busybox AS a\nCOPY f /f\nRUN tr a-z A-Z < /f > /g\n"
+    "FROM busybox\nCOPY --from=a /g /g\nRUN cat /g > /h\n"
+)
+
+
+async def test_a_local_cache_is_read_by_another_daemon(context: Any, tmp_path: Path) -> None:
+    path, cache = context(TEXT, {"f": "text"}), str(tmp_path / "cache")
+    async with running(tmp_path / "one") as one:
+        to = CacheSpec("local", {"dest": cache, "mode": "max"})
+        first = (await one.build(path, cache_to=(to,))).ok()
+        assert len(first.ran) == 4
+    async with running(tmp_path / "two") as two:
+        source = CacheSpec("local", {"src": cache})
+        second = (await two.build(path, cache_from=(source,))).ok()
+        assert second.ran == []
+        assert second.info.image == first.info.image
+        assert await two.read(second.info.image, "h") == b"TEXT"
+        # What was used is its own now.
+        assert [name for name in (await two.build(path)).ok().ran if "--from" not in name and "RUN cat" in name] == []
+
+
+async def test_a_change_on_top_of_a_remote_cache_runs_only_itself(context: Any, tmp_path: Path) -> None:
+    path, cache = context(TEXT, {"f": "text"}), str(tmp_path / "cache")
+    async with running(tmp_path / "one") as one:
+        (await one.build(path, cache_to=(CacheSpec("local", {"dest": cache, "mode": "max"}),))).ok()
+    async with running(tmp_path / "two") as two:
+        (path / "Dockerfile").write_text(TEXT + "RUN cat /h; echo more > /more\n")
+        second = (await two.build(path, cache_from=(CacheSpec("local", {"src": cache}),))).ok()
+        assert [name.split("] ")[1][:10] for name in second.ran] == ["RUN cat /h"]
+        assert second.output == "TEXT"
+
+
+async def test_a_cache_that_cant_be_read_is_a_warning(bench: Any, context: Any, tmp_path: Path) -> None:
+    source = CacheSpec("local", {"src": str(tmp_path / "nothing")})
+    built = (await bench.build(context("FROM busybox\nRUN true\n"), cache_from=(source,))).ok()
+    assert any(e["type"] == "message" and "not imported" in e["text"] for e in built.events)
+
+
+@pytest.mark.parametrize("kind", ["registry", "inline"])
+async def test_a_cache_in_a_registry_is_read_by_another_daemon(
+    kind: str, context: Any, tmp_path: Path, registry: str  # noqa: F811
+) -> None:
+    path, ref = context(TEXT, {"f": kind}), f"{registry}/app:{kind}"
+    client = RegistryClient()
+    try:
+        async with running(tmp_path / "one", client) as one:
+            to = CacheSpec(kind, {"ref": f"{ref}-cache", "mode": "max"} if kind == "registry" else {})
+            first = (await one.build(path, cache_to=(to,), tags=(ref,), push=True)).ok()
+        async with running(tmp_path / "two", client) as two:
+            source = CacheSpec("registry", {"ref": f"{ref}-cache" if kind == "registry" else ref})
+            second = (await two.build(path, cache_from=(source,))).ok()
+            expected = 0 if kind == "registry" else 2
+            assert len(second.ran) == expected
+            assert await two.read(second.info.image, "h") == kind.upper().encode()
+            assert first.info.steps == 4
+    finally:
+        await client.close()
+
+
+CONFIG = CacheConfig(1, (CachedLayer("d", "e", 1, "m"),), (CachedRecord("k", (0,), preimage="long"),))
+
+
+def test_a_cache_goes_into_an_image_config_and_out_again() -> None:
+    import msgspec
+
+    inside = inject(b'{"architecture":"amd64"}', CONFIG)
+    back = msgspec.json.decode(extract(inside), type=CacheConfig)
+    assert back.records[0].key == "k"
+    assert back.records[0].preimage == ""
+    assert msgspec.json.decode(inside)["architecture"] == "amd64"
+
+
+@pytest.mark.parametrize("config", [b"{}", b'{"ocibuildd.cache.v1":"!"}', b'{"ocibuildd.cache.v1":1}'])
+def test_a_config_without_a_cache_is_refused(config: bytes) -> None:
+    with pytest.raises(Corrupt):
+        extract(config)
