@@ -81,6 +81,9 @@ def busybox_tar(tmp_path_factory: pytest.TempPathFactory) -> Path:
             ("root", 0o700),
             ("tmp", 0o1777),
             ("home", 0o755),
+            ("dev", 0o755),
+            ("proc", 0o555),
+            ("sys", 0o555),
         ):
             _add(archive, name, mode=mode, kind=tarfile.DIRTYPE)
         _add(

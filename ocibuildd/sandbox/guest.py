@@ -209,11 +209,13 @@ def _working_directory(resolver: mounts.Resolver, path: str) -> int:
 
 
 def _own_directory(resolver: mounts.Resolver, name: bytes) -> int:
-    """A directory of the image itself for our mounts: a symlink there is refused (CVE-2026-41579)."""
+    """A directory of the image itself for our mounts: a symlink there is refused (CVE-2026-41579).
+
+    One that is missing (an image from scratch) is made and stays in the layer, as with BuildKit."""
     try:
         info = os.stat(name, dir_fd=resolver.root, follow_symlinks=False)
     except FileNotFoundError:
-        return resolver.ensure(name, is_dir=True)
+        return resolver.ensure(name, is_dir=True, keep=True)
     if not stat.S_ISDIR(info.st_mode):
         raise errors.InvalidArgument(f"/{name.decode()}: not a directory in the image, one is wanted")
     return os.open(name, PATH_FD | os.O_NOFOLLOW | os.O_DIRECTORY, dir_fd=resolver.root)

@@ -22,7 +22,7 @@ Context = Callable[..., Path]
         ("FROM busybox\nRNU true\n", ["RNU", "RUN", "Dockerfile:2"]),
         ("FROM busybox\nCOPY only-one\n", ["COPY", "Dockerfile:2"]),
         ("FROM busybox\nENV\n", ["ENV", "Dockerfile:2"]),
-        ("", ["no instructions"]),
+        ("", ["cannot be empty"]),
         ("FROM busybox\nCOPY nothing-here /x\n", ["nothing-here", "not found"]),
         ("FROM busybox\nCOPY --from=nostage /a /b\n", ["nostage"]),
         ("RUN true\n", ["no build stage"]),
