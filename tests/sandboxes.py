@@ -19,7 +19,7 @@ FILES = {
     "etc/passwd": b"root:x:0:0:root:/root:/bin/sh\napp:x:1000:1000::/home/app:/bin/sh\n1000:x:0:0::/:/bin/sh\n",
     "etc/group": b"root:x:0:\nadm:x:4:app\napp:x:1000:\nwheel:x:10:root,app\n",
 }
-DIRECTORIES = ("dev", "proc", "sys", "bin", "dev", "etc", "home/app", "proc", "root", "sys", "tmp")
+DIRECTORIES = ("bin", "dev", "etc", "home/app", "proc", "root", "sys", "tmp")
 
 
 def busybox_layer() -> bytes:

@@ -99,7 +99,8 @@ def nearest(name: str, options: Iterable[str], *, fold: bool = False) -> str:
         if candidate == wanted:
             return ""
         found = distance(wanted, candidate)
-        if found < best_distance:
+        swapped = found == best_distance < MAX_DISTANCE and sorted(candidate) == sorted(wanted)
+        if found < best_distance or swapped:  # of two as near, the one with the same letters
             best, best_distance = candidate, found
     if best and fold and name == name.upper():
         return best.upper()
