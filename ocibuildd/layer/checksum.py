@@ -15,7 +15,7 @@ from ..ports import Checksum, CopySpec
 from . import tar
 from .fingerprints import Fingerprints, key, now
 from .owners import Owners, has_xattrs, read_xattrs
-from .select import Found, Match, Selector, Source
+from .select import Found, Match, Selector, Source, unreadable
 from .sink import identity
 
 MAX_EXPLAINED: Final = 2000
@@ -70,6 +70,8 @@ class _Summer:
                 self._match(match)
                 self._stamp.update(b"".join(self._keys))
                 self._keys = []
+        except OSError as error:
+            raise unreadable(error) from error
         finally:
             if self._fd >= 0:
                 os.close(self._fd)

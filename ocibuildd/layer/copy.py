@@ -17,7 +17,7 @@ from .modes import parse_mode, parse_owner
 from .owners import Owners, read_xattrs
 from .paths import Root, clean, split
 from .plan import Node, Plan
-from .select import Found, Match, Selector, Source, not_found, stamp
+from .select import Found, Match, Selector, Source, not_found, stamp, unreadable
 from .sink import LayerSink, Reuse
 
 MAX_OPEN: Final = 16
@@ -45,8 +45,11 @@ def pack(
     copier = _Copier(spec, Root(root), owners)
     if spec.get("mkdir"):
         copier.mkdir()
-    for source in sources:
-        copier.add(source)
+    try:
+        for source in sources:
+            copier.add(source)
+    except OSError as error:
+        raise unreadable(error) from error
     sink = LayerSink(output_fd, output, reuse=reuse)
     try:
         _write(copier, Emitter(sink, owners, output))
@@ -256,14 +259,28 @@ def _write(copier: _Copier, emitter: Emitter) -> None:
     entries = copier.plan.entries()
     try:
         for path, node in entries:
-            _node(emitter, places, path, node, copier)
+            found, selector = node.found, node.selector
+            if node.kind != tar.REGULAR or found is None or selector is None:
+                _node(emitter, places, path, node, copier)
+            elif found.status.st_nlink == 1 or not emitter.hard_link(
+                path, found.status, node.uid, node.gid, node.mode, node.group
+            ):
+                emitter.file(
+                    path,
+                    places.get(selector, found.place),
+                    found.name,
+                    node.mode,
+                    node.uid,
+                    node.gid,
+                    node.mtime_ns,
+                    found.status,
+                    tree=selector.source.owned,
+                )
         known = {path for path, node in entries if node.kind == tar.DIRECTORY}
         for archive in copier.archives:
             archive.write(emitter, copier.plan, known)
-    except FileNotFoundError as error:
-        raise InvalidArgument(
-            f"{os.fsdecode(error.filename or b'?')}: vanished while it was being read"
-        ) from error
+    except OSError as error:
+        raise unreadable(error) from error
     finally:
         places.close()
         for archive in copier.archives:
@@ -271,6 +288,7 @@ def _write(copier: _Copier, emitter: Emitter) -> None:
 
 
 def _node(emitter: Emitter, places: _Places, path: bytes, node: Node, copier: _Copier) -> None:
+    """Anything but a regular file from a source."""
     found, selector = node.found, node.selector
     if node.kind == tar.DIRECTORY:
         xattrs = _directory_xattrs(emitter, places, path, node, copier)
@@ -280,20 +298,8 @@ def _node(emitter: Emitter, places: _Places, path: bytes, node: Node, copier: _C
     elif node.kind == tar.SYMLINK:
         target = os.readlink(found.name, dir_fd=places.get(selector, found.place))
         emitter.symlink(path, target, node.uid, node.gid, node.mtime_ns)
-    elif node.kind == tar.FIFO:
+    else:
         emitter.entry(path, node.kind, node.mode, node.uid, node.gid, node.mtime_ns)
-    elif not emitter.hard_link(path, found.status, node.uid, node.gid, node.mode, node.group):
-        emitter.file(
-            path,
-            places.get(selector, found.place),
-            found.name,
-            node.mode,
-            node.uid,
-            node.gid,
-            node.mtime_ns,
-            found.status,
-            tree=selector.source.owned,
-        )
 
 
 def _directory_xattrs(

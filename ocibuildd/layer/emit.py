@@ -104,15 +104,13 @@ class Emitter:
         fd = os.open(name, _OPEN, dir_fd=dir_fd)
         try:
             size = status.st_size
-            own = read_xattrs(fd, self.owners, tree=tree) if has_xattrs(fd) else None
-            if size <= SEGMENT_MAX:
+            xattrs = read_xattrs(fd, self.owners, tree=tree) if has_xattrs(fd) else None
+            if size > SEGMENT_MAX:
+                self._big(path, fd, status, mode, uid, gid, mtime_ns, xattrs)
+            else:
                 data = os.read(fd, size + 1)
                 if len(data) != size:
                     data = _again(fd, data, size, path)
-                _check(path)
-                self._add(path, tar.REGULAR, mode, uid, gid, mtime_ns, b"", own, data)
-            else:
-                self._big(path, fd, status, mode, uid, gid, mtime_ns, own)
             after = os.fstat(fd)
             if after.st_ctime_ns != status.st_ctime_ns or after.st_ino != status.st_ino:
                 raise InvalidArgument(
@@ -121,6 +119,17 @@ class Emitter:
                 )
         finally:
             os.close(fd)
+        if size <= SEGMENT_MAX:  # as in ``entry``, without its calls: this is the hot path
+            if len(path) > MAX_PATH or b".wh." in path:
+                _check(path)
+            if self._clamp is not None and mtime_ns > self._clamp:
+                mtime_ns = self._clamp
+            self.bytes += size
+            self.sink.add(
+                tar.header(path, tar.REGULAR, mode, uid, gid, size, mtime_ns, b"", xattrs),
+                identity(path, tar.REGULAR, mode, uid, gid, size, b"", xattrs),
+                data,
+            )
 
     def _big(
         self,

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from ..errors import InvalidArgument, NotFound, TooLarge
+from ..errors import BuildError, InvalidArgument, NotFound, TooLarge
 from ..model import patterns
 from ..ports import CopySpec
 from .fingerprints import key
@@ -25,6 +25,8 @@ from .paths import Root, is_whiteout, split
 
 MAX_FILES: Final = 5_000_000
 """Files of one selection."""
+ATTEMPTS: Final = 5
+"""Tries to list a directory in which files come and go."""
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
 _KIND, _IS_DIRECTORY = 0o170000, stat.S_IFDIR
 
@@ -325,6 +327,23 @@ class Selector:
 
     def _entries(self, rel: bytes, directory: bytes) -> list[Found]:
         """What a directory holds, sorted."""
+        for _ in range(ATTEMPTS):
+            try:
+                out = self._scan(rel, directory)
+                break
+            except FileNotFoundError:
+                continue  # a file went between being listed and being looked at
+        else:
+            raise InvalidArgument(f"/{os.fsdecode(directory)}: changed while it was being read")
+        self._count += len(out)
+        if self._count > MAX_FILES:
+            raise TooLarge(f"more than {MAX_FILES} files in one selection")
+        out.sort()
+        if self.source.owned:
+            return [found for found in out if not is_whiteout(found.status)]
+        return out
+
+    def _scan(self, rel: bytes, directory: bytes) -> list[Found]:
         try:
             fd = self.root.open(directory, _DIRECTORY)
         except FileNotFoundError:
@@ -334,7 +353,7 @@ class Selector:
             if has_xattrs(fd):
                 self.marked.add(directory)
             with os.scandir(fd) as scan:
-                out = [
+                return [
                     _found(
                         Found,
                         (
@@ -346,19 +365,8 @@ class Selector:
                     )
                     for item in scan
                 ]
-        except FileNotFoundError as error:
-            raise InvalidArgument(
-                f"{os.fsdecode(directory)}: changed while it was being read"
-            ) from error
         finally:
             os.close(fd)
-        self._count += len(out)
-        if self._count > MAX_FILES:
-            raise TooLarge(f"more than {MAX_FILES} files in one selection")
-        out.sort()
-        if self.source.owned:
-            return [found for found in out if not is_whiteout(found.status)]
-        return out
 
     # --- what isn't there
 
@@ -406,3 +414,20 @@ def stamp(matches: Iterable[Match]) -> str:
             )
         )
     return total.hexdigest()
+
+
+def unreadable(error: OSError) -> BuildError | OSError:
+    """What an error in reading a source means to people; other errors (a full disk, say) as they are."""
+    name = error.filename
+    where = os.fsdecode(name) if isinstance(name, (str, bytes)) else "a file"
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return InvalidArgument(
+            f"{where}: permission denied in the source of a copy",
+            hint="make it readable for the daemon's user, or name it in .dockerignore",
+        )
+    if error.errno in (errno.ENOENT, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENXIO):
+        return InvalidArgument(
+            f"{where}: changed while it was being read",
+            hint="something writes to the build context during the build",
+        )
+    return error

@@ -535,3 +535,39 @@ def test_a_stamp_tells_whether_pack_saw_the_same_files(place):
     assert place.pack("/", "f")[0]["stamps"] == [before]
     path.write_bytes(b"other")
     assert place.pack("/", "f")[0]["stamps"] != [before]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_file_that_may_not_be_read_is_named(place):
+    place.file("f", mode=0)
+    for work in (lambda: digest(place, "f"), lambda: place.pack("/", "f")):
+        with pytest.raises(InvalidArgument, match="f: permission denied"):
+            work()
+
+
+def test_a_file_that_is_swapped_for_a_symlink_is_not_followed(place, monkeypatch):
+    path = place.file("f")
+    real = copy._Copier.add
+
+    def add(self, files):
+        real(self, files)
+        path.unlink()
+        path.symlink_to("/etc/passwd")
+
+    monkeypatch.setattr(copy._Copier, "add", add)
+    with pytest.raises(InvalidArgument, match="changed while"):
+        place.pack("/", "f")
+
+
+def test_a_directory_that_is_swapped_for_a_symlink_is_not_followed(place, monkeypatch):
+    place.file("d/f")
+    real = copy._Copier.add
+
+    def add(self, files):
+        real(self, files)
+        (place.context / "d").rename(place.context / "gone")
+        (place.context / "d").symlink_to("/etc")
+
+    monkeypatch.setattr(copy._Copier, "add", add)
+    with pytest.raises(InvalidArgument, match="changed while"):
+        place.pack("/", "d")
