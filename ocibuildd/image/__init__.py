@@ -11,7 +11,6 @@ What the native API and Docker's both call (``service.Images``):
     images.tag(source, target)        → the name, normalised
     images.remove(name, force=…, prune=…)  → [Removed("untagged" | "deleted", what)]; NotFound, Conflict
     await images.prune(filters)       → Pruned
-    images.usage()                    → Usage (df)
 
     await images.pull(ref, platform=…, auth=…, emit=…)          → Pulled
     await images.pull_all(ref, …)                               → [Pulled]: every tag

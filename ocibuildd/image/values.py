@@ -97,15 +97,6 @@ class Pruned:
 
 
 @dataclass(frozen=True, slots=True)
-class Usage:
-    """What images take.  layers: bytes of all layers and blobs once; images with ``shared`` computed;
-    active: images that are in use (none are: no containers here)."""
-
-    layers: int
-    images: tuple[Summary, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class Pulled:
     """reference: familiar, with its tag or digest.  digest: what the reference leads to (index or manifest).
     fresh: something came (``Downloaded newer image``), False = it was up to date."""

@@ -43,6 +43,10 @@ READ_BUFFER = 1 << 20
 KEEP_ALIVE = 15.0
 """Seconds that an idle connection is kept."""
 
+SLOW_WINDOW = 60.0
+SLOW_RATE = 1024
+"""A connection that brings fewer bytes a second than this, over SLOW_WINDOW seconds, counts as broken."""
+
 Body = Callable[[], AsyncIterator[bytes]]
 """Makes the request's body anew for each attempt."""
 
@@ -78,10 +82,16 @@ class Answer:
         return self.response.headers
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        """The body as it comes.  Raises Broken."""
+        """The body as it comes.  Raises Broken, also for a trickle (SLOW_RATE)."""
+        since, size = time.monotonic(), 0
         try:
             async for data in self.response.content.iter_any():
                 yield data
+                size += len(data)
+                if (waited := time.monotonic() - since) > SLOW_WINDOW:
+                    if size < SLOW_RATE * waited:
+                        raise TimeoutError
+                    since, size = time.monotonic(), 0
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise _broken(self.url, error) from None
 
@@ -183,6 +193,8 @@ class Transport:
             try:
                 answer = await self._authorized(target, method, place, headers or {}, body, trusted)
             except Broken as error:
+                # It may come back speaking TLS, or no longer.
+                self._bases.pop(target.endpoint, None)
                 if error.final or not retry or attempt >= self._attempts(target):
                     raise
                 wait = backoff(attempt, self._jitter())

@@ -129,6 +129,27 @@ async def test_a_registry_that_never_answers_is_given_up(client, registry, ref, 
     assert caught.value.details["unreachable"]
 
 
+async def test_a_blob_that_trickles_is_given_up(client, registry, ref, monkeypatch):
+    monkeypatch.setattr("ocibuildd.registry.transport.SLOW_WINDOW", 0.05)
+    monkeypatch.setattr("ocibuildd.registry.client.MAX_BROKEN", 1)
+
+    async def trickle(request, handler):
+        import asyncio
+
+        from aiohttp import web
+
+        response = web.StreamResponse(headers={"Content-Length": str(len(DATA))})
+        await response.prepare(request)
+        for _ in range(50):
+            await response.write(b"x")
+            await asyncio.sleep(0.02)
+        return response
+
+    registry.break_("GET .*blobs", trickle)
+    with pytest.raises(RegistryError, match="no answer in time"):
+        await read(client, ref, registry.add_blob(DATA))
+
+
 async def test_a_registry_that_is_down_is_unreachable(client):
     with pytest.raises(RegistryError, match="can't connect") as caught:
         await client.resolve(Reference.parse("127.0.0.1:1/app:v1"))
