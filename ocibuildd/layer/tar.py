@@ -359,14 +359,9 @@ _STRICT = re.compile(rb"(?:[0-7]{7}\0){3}(?:[0-7]{11}\0){2}")
 
 
 def _entry(
-    source: Source,
-    block: bytes,
-    pax: dict[bytes, bytes],
-    parts: list[tuple[int, int]],
-    long_name: bytes,
-    long_link: bytes,
-    max_name: int,
-) -> Entry:
+    source: Source, block: bytes, pax: dict[bytes, bytes], parts: list[tuple[int, int]],
+    long_name: bytes, long_link: bytes, max_name: int,
+) -> Entry:  # fmt: skip
     _checksum(block)
     (
         name,
