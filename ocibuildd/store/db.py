@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..errors import BuildError, Corrupt, NoSpace
+from ..errors import BuildError, Corrupt, NoSpace, Unsupported
 from .failpoints import hit
 from .journal import Journal
 from .schema import KEYS, MIGRATIONS
@@ -80,7 +80,13 @@ class Database:
         run = self.connection.execute
         # Only possible before the first table; lets prune give all its space back.
         run("PRAGMA auto_vacuum = INCREMENTAL")
-        run("PRAGMA journal_mode = WAL")
+        (mode,) = run("PRAGMA journal_mode = WAL").fetchone()
+        if mode != "wal":
+            # Without shared memory (some network file systems) there is no write-ahead log.
+            raise Unsupported(
+                f"database {self.path}: journal mode {mode!r}, expected 'wal'",
+                hint="put the state directory on a local file system",
+            )
         run("PRAGMA synchronous = FULL")
         run(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
         run(f"PRAGMA cache_size = -{CACHE_KIB}")

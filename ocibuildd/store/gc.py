@@ -22,6 +22,8 @@ SLICE = 2_000
 """Items between two breaths of the loop."""
 SORT_SLICE = 8_000
 """Candidates sorted at once."""
+KEEP_INTERMEDIATE = 7 * DAY
+"""How long an image between steps stays for no other reason than that its layers do."""
 PAGE_BYTES = 4_096
 """Nothing on a disk takes less: keeps the score of tiny things finite."""
 
@@ -127,7 +129,7 @@ def planning(
         if taken:
             order = yield from breathing(c for c in order if c.id not in gone)
     yield from releasing(order)
-    yield from _intermediates(graph, counts, gone, result)
+    yield from _intermediates(graph, counts, gone, result, now)
     result.layers, result.trees, result.blobs = counts.free_layers, counts.free_trees, counts.free_blobs
     result.freed = counts.freed + mounts
     return result
@@ -266,9 +268,12 @@ def _ordered(candidates: list[Candidate], now: float) -> Generator[None, None, l
 # --- intermediate images ------------------------------------------------------------------------------
 
 
-def _intermediates(graph: Graph, counts: Counts, gone: set[str], result: Plan) -> Generator[None, None, None]:
+def _intermediates(
+    graph: Graph, counts: Counts, gone: set[str], result: Plan, now: float
+) -> Generator[None, None, None]:
     """Images between steps hold no layers.  They stay while they are what a kept image came from, or
-    the latest layer of theirs is a kept record's; they go with any of their layers."""
+    the latest layer of theirs is a kept record's, and a week if it is anybody's; they go with any of
+    their layers."""
     kept = [i for i in graph.images.values() if (i.kind == "image" or i.names) and i.id not in gone]
     ancestors: set[str] = set()
     for image in kept:
@@ -290,7 +295,10 @@ def _intermediates(graph: Graph, counts: Counts, gone: set[str], result: Plan) -
         if image.kind == "image" or image.names or image.id in graph.leased_blobs:
             continue
         top = image.chain[-1] if image.chain else 0
-        wanted = image.id in ancestors or (top and (top in tops or top in graph.leased_layers))
+        wanted = image.id in ancestors or (top and (
+            top in tops or top in graph.leased_layers
+            or (counts.layers[top] > 0 and now - image.last_used < KEEP_INTERMEDIATE)
+        ))
         whole = all(counts.layers[layer] for layer in image.chain)
         if wanted and whole:
             continue

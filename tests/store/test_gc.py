@@ -280,3 +280,9 @@ def test_an_intermediate_image_goes_with_a_lower_layer() -> None:
     found = collect(what)
     assert ids(found) == ["a"]
     assert found.removals[0].why == "a layer of it is gone"
+
+
+@pytest.mark.parametrize(("idle", "stays"), [(DAY, True), (8 * DAY, False)])
+def test_an_intermediate_image_of_layers_that_others_hold_stays_a_week(idle: float, stays: bool) -> None:
+    what = add(graph(2), image("env", 1, kind="intermediate", idle=idle), record("r", 1, 2))
+    assert (ids(collect(what)) == []) is stays

@@ -240,6 +240,42 @@ async def test_admission_fails_clearly_when_nothing_may_go(
         await Maintenance(store, rmtree).admit(50)
 
 
+async def test_builds_never_miss_what_they_hold_and_the_ceiling_holds(store: Store, fill: Filler) -> None:
+    maintenance = Maintenance(store, rmtree)
+    store.space.configure(ceiling=20_000)
+    highest = 0
+
+    async def build(name: str) -> None:
+        nonlocal highest
+        for number in range(12):
+            with store.leases.new(name) as lease:
+                chain: list[int] = []
+                for step in range(3):
+                    with await maintenance.admit(1_000):
+                        layer = fill.layer(f"{name} {number} {step} ".ljust(1_000, "x"), tree=0)
+                        lease.add(layers=[layer])
+                        chain.append(layer)
+                        fill.record(f"{name} {number} {step}", *chain)
+                    highest = max(highest, store.used)
+                    await asyncio.sleep(0)
+                    for held in store.layers.chain(chain):
+                        assert held.digest is not None
+                        assert store.blobs.read(held.digest)
+                        assert store.trees.has(held.tree)
+
+    async def collect() -> None:
+        while True:
+            await maintenance.collect([Policy("all", all=True)])
+            await asyncio.sleep(0.002)
+
+    collector = asyncio.create_task(collect())
+    await asyncio.gather(*(build(f"build {number}") for number in range(4)))
+    collector.cancel()
+    await asyncio.gather(collector, return_exceptions=True)
+    assert 0 < highest <= 20_000 + 1_000
+    assert sound(store)
+
+
 @pytest.mark.parametrize(
     ("ceiling", "floor", "reserved", "size", "fits"),
     [
