@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
 Arguments = dict[str, Any]
 
+REMOVE_ATTEMPTS = 20
+"""How often a removal begins again when somebody else removes below the same directory."""
+
 
 def _options(site: Site) -> dict[str, Any]:
     return {"shift": site.shift, "squash": site.squash}
@@ -183,7 +186,15 @@ def remove(site: Site, args: Arguments, _fds: list[int]) -> dict[str, Any]:
     for path in paths:
         if not os.path.normpath(path).startswith(os.path.normpath(site.state) + b"/"):
             raise errors.InvalidArgument(f"remove {os.fsdecode(path)}: that is not ours to remove")
-    return dict(layer.remove(paths))
+    total = {"files": 0, "bytes": 0}
+    for _ in range(REMOVE_ATTEMPTS):
+        for name, value in layer.remove(paths).items():
+            total[name] += value
+        # A step's ``work`` may go away by itself meanwhile, which ends a walk early: then once more.
+        paths = [path for path in paths if os.path.lexists(path)]
+        if not paths:
+            break
+    return total
 
 
 def describe(site: Site, _args: Arguments, _fds: list[int]) -> dict[str, Any]:

@@ -221,6 +221,8 @@ class Step:
             self.from_guest()
         mounts.remove_placeholders(self.made)
         wire.close_all([item.parent for item in self.made])
+        # Before the caller hears: it may remove the tree at once, and would find ``work`` going away under it.
+        self.trash = [path for path in self.trash if not _remove_work(path)]
         if self.told or self.plan is None:
             return status
         try:
@@ -255,7 +257,7 @@ class Step:
         """Close everything.  Returns directories that are still to be deleted."""
         self.sock.close()
         self.sandbox.release()
-        return [path for path in self.trash if not _remove_work(path)]
+        return self.trash
 
 
 def _remove_work(path: bytes) -> bool:
