@@ -14,9 +14,10 @@ from typing import Any
 
 from ..errors import BuildError, Cancelled, Denied, InvalidArgument
 from ..executor.contents import LocalContents
+from ..executor.git import Checkout, checkout
 from ..executor.image import ImagePuller
 from ..executor.run import Surroundings
-from ..executor.source import Directory, Downloads
+from ..executor.source import Directory, Downloads, HttpFile
 from ..executor.work import FailedRun, Materials, StepExecutor
 from ..model.graph import GitSource, HttpSource, Plan
 from ..model.oci import Platform
@@ -190,6 +191,7 @@ class Build:
         made = []
         for number, platform in enumerate(platforms):
             options = front.options(platform, named, reproducible=self._clamps())
+            options = await front.with_epoch(options, self._epoch_of)
             if request.call != "build":
                 await front.resolve(options)
                 result = front.check(options) if request.call == "check" else front.outline(options)
@@ -329,9 +331,9 @@ class Build:
 
     # --- remote sources -------------------------------------------------------------------------
 
-    async def _fetch_http(
+    async def _download(
         self, op: HttpSource, secrets: Mapping[str, bytes], emit: Emit
-    ) -> Result:
+    ) -> HttpFile:
         self._scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
 
         def progress(done: int, total: int) -> None:
@@ -341,16 +343,32 @@ class Build:
             op, secrets, lambda digest: self._lease.add(blobs=(digest,)), self._scratch, progress
         )
         self._closers.append(file.directory.close)
+        return file
+
+    async def _fetch_http(
+        self, op: HttpSource, secrets: Mapping[str, bytes], emit: Emit
+    ) -> Result:
+        file = await self._download(op, secrets, emit)
         return Result(identity=file.identity, directory=file.directory)
 
-    async def _fetch_git(self, op: GitSource, secrets: Mapping[str, bytes], emit: Emit) -> Result:
-        from ..executor.git import checkout
-
+    async def _checkout(self, op: GitSource, secrets: Mapping[str, bytes], emit: Emit) -> Checkout:
         self._scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
         agent = next((spec.agent for spec in self.request.ssh if spec.id == "default"), "")
         got = await checkout(op, secrets, self._scratch, emit, agent)
         self._closers.append(got.directory.close)
+        return got
+
+    async def _fetch_git(self, op: GitSource, secrets: Mapping[str, bytes], emit: Emit) -> Result:
+        got = await self._checkout(op, secrets, emit)
         return Result(identity=got.identity, directory=got.directory)
+
+    async def _epoch_of(self, source: GitSource | HttpSource) -> int | None:
+        """The time of a remote source: its commit's, or Last-Modified."""
+        secrets = decode_secrets(self.request)
+        if isinstance(source, GitSource):
+            return (await self._checkout(source, secrets, _silent)).time
+        modified = (await self._download(source, secrets, _silent)).modified
+        return None if modified is None else int(modified)
 
     async def _fetch_context(self, url: str) -> Remote:
         from .remote import fetch_context
@@ -437,3 +455,7 @@ class Build:
     def release(self) -> None:
         """Nothing of it is needed any more (its rows are written)."""
         self._lease.release()
+
+
+def _silent(*_args: Any, **_fields: Any) -> None:
+    """``Emit`` for work that is no vertex's."""

@@ -29,22 +29,26 @@ FetchRemote = Callable[[str], Awaitable["Remote"]]
 
 @dataclass(frozen=True, slots=True)
 class Remote:
-    """A remote context as it came: a directory, or the text of a lone Dockerfile."""
+    """A remote context as it came: a directory, or the text of a lone Dockerfile.
+
+    epoch: its own time (of the commit, Last-Modified), in seconds."""
 
     directory: Directory | None
     dockerfile: bytes | None = None
+    epoch: int | None = None
 
 
 @dataclass(eq=False, slots=True)
 class OpenContext:
     """The context of a build, opened.  ``directory`` None: there are no files.
 
-    dockerfile: its text; filename: as messages show it."""
+    dockerfile: its text; filename: as messages show it.  epoch: what SOURCE_DATE_EPOCH=context means."""
 
     directory: Directory | None
     dockerfile: bytes
     filename: str
     ignore: tuple[str, ...] = ()
+    epoch: int | None = None
 
 
 def read_file(root: int, path: str, limit: int, what: str) -> bytes | None:
@@ -105,6 +109,7 @@ class ContextOpener:
         self._uploads = uploads
         self._fetch = fetch
         self._peer = peer
+        self._epoch: int | None = None
 
     async def open(self, asked: request.BuildRequest) -> OpenContext:
         """The context and its Dockerfile.  Raises NotFound, InvalidArgument, Denied, TooLarge."""
@@ -123,7 +128,7 @@ class ContextOpener:
             raise
         if directory is not None:
             directory.ignore = ignore
-        return OpenContext(directory, text, name, ignore)
+        return OpenContext(directory, text, name, ignore, self._epoch)
 
     async def _files(
         self, context: request.Context
@@ -136,6 +141,7 @@ class ContextOpener:
                 return await self._upload(name)
             case request.RemoteContext(url=url):
                 remote = await self._fetch(url)
+                self._epoch = remote.epoch
                 return remote.directory, remote.dockerfile, False
             case _:
                 return None, None, False

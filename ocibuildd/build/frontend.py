@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import platform as host
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from .. import dockerfile as front
@@ -14,12 +14,14 @@ from ..dockerfile import LowerOptions, NamedContext
 from ..errors import BuildError, DockerfileError, InvalidArgument
 from ..executor.image import ImagePuller, ResolvedImage
 from ..executor.source import Directory
-from ..model.graph import ImageSource, Plan
+from ..model.graph import GitSource, HttpSource, ImageSource, Plan
 from ..model.oci import Platform
 from ..model.request import BuildRequest
 from .context import ContextOpener, OpenContext, parse_ignore
 
 Kind = Literal["image", "local", "git", "http", "oci-layout"]
+AskEpoch = Callable[[GitSource | HttpSource], Awaitable[int | None]]
+EPOCH = "SOURCE_DATE_EPOCH"
 MAX_ROUNDS = 32
 """ONBUILD triggers that bring in images whose ONBUILD triggers bring in images."""
 MACHINES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "i686": "386"}
@@ -70,12 +72,14 @@ class FrontEnd:
         asked = self._asked
         here = host_platform()
         arguments = dict(asked.build_args)
+        if asked.epoch:
+            arguments.setdefault(EPOCH, asked.epoch)
         return LowerOptions(
             target=asked.target, build_args=arguments, labels=asked.labels,
             platform=platform or here, build_platform=here, implicit_platform=platform is None,
             no_cache=asked.no_cache, no_cache_filter=asked.no_cache_filter, network=asked.network,
             contexts=contexts, context=front.ContextSource(ignore=self._context.ignore),
-            epoch=_epoch(asked, reproducible=reproducible),
+            epoch=0 if reproducible and not arguments.get(EPOCH) else None,
             hostname=arguments.get("BUILDKIT_SANDBOX_HOSTNAME") or "",
             cache_namespace=arguments.get("BUILDKIT_CACHE_MOUNT_NS") or "",
             multi_platform=len(asked.platforms) > 1, compat=asked.compat,
@@ -94,6 +98,16 @@ class FrontEnd:
             self.directories[name] = directory
             found[name] = NamedContext("local", "", directory.ignore)
         return found
+
+    async def with_epoch(self, options: LowerOptions, ask: AskEpoch) -> LowerOptions:
+        """SOURCE_DATE_EPOCH where its value is a source's time: the source is asked.  Raises
+        DockerfileError and what fetching raises."""
+        source = front.epoch_from(self._tree, options)
+        if source is not None:
+            return replace(options, epoch=await ask(source))
+        if options.build_args.get(EPOCH) == "context":
+            return replace(options, epoch=self._context.epoch)
+        return options
 
     async def resolve(self, options: LowerOptions) -> tuple[str, ...]:
         """Resolve images until none is missing; gives warnings.  Raises DockerfileError and what
@@ -156,14 +170,6 @@ class FrontEnd:
         """Give the named contexts' descriptors back."""
         for directory in self.directories.values():
             directory.close()
-
-
-def _epoch(asked: BuildRequest, *, reproducible: bool) -> int | None:
-    """Seconds; a reproducible build without a time of its own is of the epoch."""
-    text = asked.epoch.strip()
-    if text.isdecimal():
-        return int(text)
-    return 0 if reproducible else None
 
 
 def _classify(value: str) -> tuple[Kind, str]:

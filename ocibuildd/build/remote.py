@@ -24,15 +24,16 @@ async def fetch_context(
     source = git_source(url)
     if source is not None:
         got = await checkout(source, secrets, scratch, lambda *_args, **_fields: None)
-        return Remote(got.directory)
+        return Remote(got.directory, None, got.time)
     if not url.startswith(("http://", "https://")):
         raise InvalidArgument(f"remote context {url[:200]!r}: neither a git nor an http(s) URL")
     file = await downloads.get(HttpSource(url, "context"), secrets, hold, scratch)
+    epoch = None if file.modified is None else int(file.modified)
     try:
         with open_file(file.directory, "context") as stream:
             head = stream.read(512)
             if not is_archive(head):
-                return Remote(None, (head + stream.read(MAX_DOCKERFILE))[:MAX_DOCKERFILE])
+                return Remote(None, (head + stream.read(MAX_DOCKERFILE))[:MAX_DOCKERFILE], epoch)
         archive = os.open("context", os.O_RDONLY | os.O_CLOEXEC, dir_fd=file.directory.fd)
         try:
             directory: Directory = await unpack(nsd, archive, scratch / "remote")
@@ -41,7 +42,7 @@ async def fetch_context(
     finally:
         file.directory.close()
     directory.remote = True
-    return Remote(directory)
+    return Remote(directory, None, epoch)
 
 
 def git_source(url: str) -> GitSource | None:

@@ -44,11 +44,12 @@ SETTINGS = {
 
 @dataclass(frozen=True, slots=True)
 class Checkout:
-    """A working tree.  ``identity``: what it is (commit and options)."""
+    """A working tree.  ``identity``: what it is (commit and options).  time: the commit's, in seconds."""
 
     directory: Directory
     identity: str
     commit: str
+    time: int
 
 
 class _Git:
@@ -145,7 +146,7 @@ async def _checkout(
         "git", commit, op.subdir, str(op.keep_git_dir), str(op.submodules), op.mtime, op.remote,
     ])
     identity = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
-    return Checkout(_open(root, op.subdir), identity, commit)
+    return Checkout(_open(root, op.subdir), identity, commit, int(when))
 
 
 def _open(root: Path, subdir: str) -> Directory:

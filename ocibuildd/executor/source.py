@@ -101,6 +101,7 @@ class HttpFile:
     directory: Directory
     identity: str
     digest: Digest
+    modified: float | None = None
 
 
 @dataclass(slots=True)
@@ -184,7 +185,10 @@ class Downloads:
             raise
         text = f"http\0{digest}\0{name}\0{mode}\0{op.uid}\0{op.gid}"
         identity = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
-        return HttpFile(Directory(fd, remote=True, temporary=root), identity, digest)
+        return HttpFile(
+            Directory(fd, remote=True, temporary=root), identity, digest,
+            last_modified(value.get("modified", "")),
+        )
 
 
 def _copy_to(source: int, path: Path, mode: int, mtime: float | None) -> None:

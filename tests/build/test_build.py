@@ -7,6 +7,7 @@ import base64
 import time
 from typing import Any
 
+from ocibuildd.model.digest import Digest
 from ocibuildd.model.request import SecretSpec
 
 MULTI_STAGE = """\
@@ -309,3 +310,26 @@ async def test_verify_blames_the_instruction_and_the_file(bench: Any, context: A
     (difference,) = answer["differences"]
     assert "uuid" in difference["instruction"]
     assert [each[:2] for each in difference["files"]] == [["changed", "/random"]]
+
+
+async def test_source_date_epoch_is_in_config_and_history(bench: Any, context: Any) -> None:
+    from ocibuildd.model.oci import decode_config
+
+    path = context("FROM busybox\nARG SOURCE_DATE_EPOCH\nRUN echo $SOURCE_DATE_EPOCH > /e\n")
+    built = (await bench.build(path, epoch="1000000000")).ok()
+    config = decode_config(bench.store.blobs.read(Digest(built.info.image)))
+    assert config.created == "2001-09-09T01:46:40Z"
+    assert config.history[-1].created == "2001-09-09T01:46:40Z"
+    assert await bench.read(built.info.image, "e") == b"1000000000\n"
+
+
+async def test_the_same_in_two_directories_at_two_times_is_the_same_image(
+    bench: Any, context: Any, tmp_path: Any
+) -> None:
+    text = "FROM busybox\nWORKDIR /w\nCOPY . /w\nRUN echo made > made; mkdir -p d; touch d/e\n"
+    files = {"a": "1", "sub/b": "2"}
+    images = []
+    for name in ("x", "y"):
+        built = await bench.build(context(text, files, name=name), reproducible=True, no_cache=True)
+        images.append(built.ok().info.digest)
+    assert images[0] == images[1]
