@@ -11,7 +11,7 @@ import heapq
 import math
 from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import msgspec
 
@@ -72,6 +72,17 @@ def releasing(items: list[T]) -> Generator[None, None, None]:
     while items:
         del items[-SLICE:]
         yield
+
+
+def releasing_graph(graph: Graph) -> Generator[None, None, None]:
+    """The same for a graph that nobody needs any more."""
+    yield from releasing(graph.records)
+    for table in (graph.layers, graph.blobs, graph.trees, graph.images):
+        rows = cast("dict[object, object]", table)
+        while rows:
+            for _ in range(min(SLICE, len(rows))):
+                rows.popitem()
+            yield
 
 
 def finish(steps: Generator[None, None, T]) -> T:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 from ..errors import Conflict, NoSpace
 from ..model.digest import Digest
 from .failpoints import hit
-from .gc import Plan, Removal, planning, releasing
+from .gc import Plan, Removal, planning, releasing_graph
 from .policy import Policy
 from .survey import surveying
 
@@ -74,8 +74,7 @@ def collecting(
             outcome.removals, outcome.freed = decided.removals, decided.freed
             outcome.layers, outcome.blobs = len(decided.layers), len(decided.blobs)
         else:
-            yield from releasing(graph.records)
-            del graph
+            yield from releasing_graph(graph)
             yield from _carry_out(store, decided, outcome, now)
     finally:
         store.held.unwatch()
