@@ -9,3 +9,8 @@ from fixtures import (  # noqa: F401
     registry,
     state_dir,
 )
+from hypothesis import settings
+
+# No example database: the suite also runs in a tree that its user may not write to.
+settings.register_profile("ocibuildd", database=None)
+settings.load_profile("ocibuildd")

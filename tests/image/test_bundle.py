@@ -5,9 +5,11 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import lzma
 import tarfile
 
 import pytest
+import zstandard
 
 from ocibuildd.errors import BuildError, NotFound
 from ocibuildd.image.values import Loaded
@@ -89,11 +91,10 @@ async def test_layers_that_an_archive_links_are_followed(rig, rootfs, flow, lega
     assert "etc/motd" in await rig.tree_names("old:1")
 
 
-@pytest.mark.parametrize(
-    "pack", [gzip.compress, __import__("lzma").compress, __import__("zstandard").compress]
-)
-async def test_a_compressed_archive_is_loaded(rig, rootfs, flow, legacy, pack):
-    assert (await rig.images.load(flow(pack(legacy([rootfs], ["old:1"])))))[0].names == ("old:1",)
+async def test_a_compressed_archive_is_loaded(rig, rootfs, flow, legacy):
+    for number, pack in enumerate((gzip.compress, lzma.compress, zstandard.compress)):
+        (loaded,) = await rig.images.load(flow(pack(legacy([rootfs], [f"old:{number}"]))))
+        assert loaded.names == (f"old:{number}",)
 
 
 async def test_a_loaded_image_can_be_saved_and_loaded_again(make_rig, rootfs, flow, whole, legacy):
@@ -143,14 +144,13 @@ BROKEN = [
 ]
 
 
-@pytest.mark.parametrize("change", BROKEN)
-async def test_a_broken_archive_is_refused_and_leaves_no_image(
-    rig, rootfs, flow, legacy, tar, change
-):
-    with pytest.raises(BuildError):
-        await rig.images.load(flow(broken(change, rootfs, legacy, tar)))
-    assert rig.images.list(all=True) == []
-    assert list((rig.store.path / "ingest").iterdir()) == []
+async def test_a_broken_archive_is_refused_and_leaves_no_image(rig, rootfs, flow, legacy, tar):
+    for change in BROKEN:  # one daemon for all of them: it takes longer to start than to refuse
+        with pytest.raises(BuildError):
+            await rig.images.load(flow(broken(change, rootfs, legacy, tar)))
+            raise AssertionError(f"{change}: was loaded")
+        assert rig.images.list(all=True) == [], change
+        assert list((rig.store.path / "ingest").iterdir()) == [], change
 
 
 async def test_a_layout_whose_blob_was_changed_is_refused(make_rig, rootfs, flow, whole, tar):

@@ -142,14 +142,15 @@ async def test_more_diff_ids_than_layers_are_refused(rig, publish, big):
     assert nothing_left(rig)
 
 
-@pytest.mark.parametrize(
-    "packed",
-    [b"no tar at all" * 100, gzip.compress(b"no tar at all" * 100), b"\x1f\x8b\x08\0"],
-)
-async def test_a_layer_that_is_no_tar_is_refused(rig, publish, packed):
-    with pytest.raises(BuildError):
-        await rig.images.pull(publish(b"", packed=[packed]))
-    assert nothing_left(rig)
+async def test_a_layer_that_is_no_tar_is_refused(rig, publish):
+    for packed in (
+        b"no tar at all" * 100,
+        gzip.compress(b"no tar at all" * 100),
+        b"\x1f\x8b\x08\0",
+    ):
+        with pytest.raises(BuildError):
+            await rig.images.pull(publish(b"", packed=[packed]))
+        assert nothing_left(rig)
 
 
 async def test_one_bad_layer_of_many_spoils_the_image_but_not_the_store(
