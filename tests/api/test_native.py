@@ -335,7 +335,7 @@ def test_credentials_go_to_the_registry_of_the_reference() -> None:
     assert images.auths(images.TransferBody("x")) is None
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.binary(max_size=300), prefix=st.sampled_from([
     b"", b"GET /v1/version HTTP/1.1\r\nHost: d\r\n", b"POST /v1/builds HTTP/1.1\r\nContent-Type: application/json\r\n",
     (b"POST /v1/run HTTP/1.1\r\nHost: d\r\nContent-Type: application/vnd.ocibuild.frames\r\n"

@@ -14,7 +14,7 @@ VALUES = st.recursive(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200, deadline=None, database=None)
 @given(VALUES)
 def test_it_reads_and_writes_what_json_reads_and_writes(value: Any) -> None:
     assert json.loads(jsonlite.dumps(value)) == value
