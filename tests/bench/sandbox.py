@@ -235,7 +235,7 @@ async def measure(rounds: int) -> dict[str, list[float]]:
     other.stdin.close()
     other.wait()
     os.close(null)
-    await client.call("remove", {"paths": [str(state / "trees"), str(state / "tmp")]})
+    await client.call("remove", {"paths": [str(state / name) for name in ("trees", "tmp", "empty")]})
     await client.close()
     shutil.rmtree(state, ignore_errors=True)
     return times

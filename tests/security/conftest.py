@@ -187,7 +187,7 @@ class Box:
 
     def close(self) -> None:
         try:
-            self.call("remove", {"paths": [str(self.state / name) for name in ("trees", "tmp", "cache")]})
+            self.call("remove", {"paths": [str(self.state / name) for name in ("trees", "tmp", "cache", "empty")]})
         finally:
             self.wait(self.client.close())
             self.loop.close()
