@@ -23,6 +23,7 @@ DIGESTS = re.compile(r"sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}")
 """Whatever looks like a digest in a record's value keeps its blob."""
 MAX_EVICTIONS = 20_000
 """Rows of the evictions log; the oldest go first."""
+TRIM = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,11 +160,13 @@ class Records:
                 return Eviction(*row)
         return None
 
-    def trim_evictions(self) -> None:
-        """Keep the newest MAX_EVICTIONS."""
-        self._db.run(
-            "DELETE FROM evictions WHERE id <= (SELECT max(id) FROM evictions) - ?", (MAX_EVICTIONS,)
-        )
+    def trim_evictions(self) -> bool:
+        """Keep the newest MAX_EVICTIONS, a thousand rows at a time; True if there may be more to do."""
+        return self._db.run(
+            "DELETE FROM evictions WHERE id IN (SELECT id FROM evictions"
+            " WHERE id <= (SELECT max(id) FROM evictions) - ? LIMIT ?)",
+            (MAX_EVICTIONS, TRIM),
+        ) == TRIM
 
     def count(self) -> int:
         row = self._db.one("SELECT count(*) FROM records")

@@ -106,7 +106,8 @@ def _carry_out(store: Store, decided: Plan, outcome: Outcome, now: float) -> Gen
     yield from _sliced(store, decided.trees, lambda tree: _tree(store, tree, trees))
     blobs: list[Digest] = []
     yield from _sliced(store, decided.blobs, lambda blob: _blob(store, blob, blobs))
-    store.records.trim_evictions()
+    while store.records.trim_evictions():
+        yield
     # Row first, file second: the rows are gone for good before any file moves.
     store.db.barrier()
     hit("gc.after-barrier")
