@@ -151,13 +151,13 @@ from ocibuildd.store import Store
 mount = Path(sys.argv[1])
 with Store.open(mount / "state") as store:
     Filler(store).record("r")
-subprocess.run(["mount", "-o", "remount,ro", str(mount)], check=True)
+subprocess.run(["mount", "-o", "remount,bind,ro", str(mount)], check=True)
 for name in ("state", "new"):
     try:
         Store.open(mount / name)
     except (BuildError, OSError) as error:
         print("refused:", error)
-subprocess.run(["mount", "-o", "remount,rw", str(mount)], check=True)
+subprocess.run(["mount", "-o", "remount,bind,rw", str(mount)], check=True)
 with Store.open(mount / "state") as store:
     print("kept:", store.records.get("r") is not None)
 """
