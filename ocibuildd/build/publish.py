@@ -207,14 +207,27 @@ class Publisher:
                 store.images.tag(name_of(name), order.ready[0].final.composed.id, order.digest)
 
     def _store_intermediate(self, order: _Order) -> None:
+        for ready in order.ready:
+            self.remember(order.build, ready.plan, ready.images, order.lease)
+
+    def remember(
+        self, build: str, plan: Plan, images: Sequence[MadeImage], lease: Lease
+    ) -> None:
+        """The rows of intermediate images: of a build that failed, too, up to where it did."""
         rows: dict[Digest, Image] = {}
         configs: list[bytes] = []
-        made = [image.composed.id for ready in order.ready for image in ready.images]
-        known = self._store.images.known(made)
-        for ready in order.ready:
-            self._intermediate(order, ready, known, rows, configs)
+        known = self._store.images.known([made.composed.id for made in images])
+        before: dict[int, Digest] = {}
+        for made in images:
+            image = made.composed.id
+            parent = before.get(made.stage) or self._base(plan, made.stage)
+            before[made.stage] = image
+            if image in rows or image in known:
+                continue
+            configs.append(made.composed.config)
+            rows[image] = self._row(build, made, kind="intermediate", parent=parent)
         if rows:
-            order.lease.add(blobs=self._store.blobs.put_many(configs, sync=False))
+            lease.add(blobs=self._store.blobs.put_many(configs, sync=False))
             with self._store.transaction():
                 for row in rows.values():
                     self._store.images.put(row)
@@ -223,22 +236,6 @@ class Publisher:
         known = self._store.images.resolve(name_of(name))
         final = order.ready[0].final.composed
         return known is not None and known.image == final.id and known.target == order.digest
-
-    def _intermediate(
-        self, order: _Order, ready: Ready, known: set[str], rows: dict[Digest, Image],
-        configs: list[bytes],
-    ) -> None:
-        before: dict[int, Digest] = {}
-        for made in ready.images:
-            image = made.composed.id
-            parent = before.get(made.stage)
-            if parent is None:
-                parent = self._base(ready.plan, made.stage)
-            before[made.stage] = image
-            if image in rows or image in known:
-                continue
-            configs.append(made.composed.config)
-            rows[image] = self._row(order, made, kind="intermediate", parent=parent)
 
     def _base(self, plan: Plan, stage: int) -> Digest | None:
         found = next((each for each in plan.stages if each.index == stage), None)
@@ -260,19 +257,19 @@ class Publisher:
         if EMPTY_LAYER in composed.layers:
             blobs.append(EMPTY_GZIP)
         blobs += [composed.config, ready.manifest]
-        row = self._row(order, ready.final, kind="image", parent=parent)
+        row = self._row(order.build, ready.final, kind="image", parent=parent)
         rows[composed.id] = replace(
             row, manifest=ready.digest, media_type=ready.types.manifest,
             blobs=(EMPTY_LAYER.digest,) if EMPTY_LAYER in composed.layers else (),
         )
 
-    def _row(self, order: _Order, made: MadeImage, *, kind: Any, parent: Digest | None) -> Image:
+    def _row(self, build: str, made: MadeImage, *, kind: Any, parent: Digest | None) -> Image:
         config = msgspec.json.decode(made.composed.config)
         labels = config.get("config", {}).get("Labels") or {}
         return Image(
             id=made.composed.id, manifest=None, media_type="", chain=made.chain, kind=kind,
             parent=parent, created_by=made.created_by, created=time.time(),
-            size=self._size(made.chain), platform=str(made.composed.platform), build=order.build,
+            size=self._size(made.chain), platform=str(made.composed.platform), build=build,
             labels=labels,
         )
 

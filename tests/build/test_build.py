@@ -333,3 +333,39 @@ async def test_the_same_in_two_directories_at_two_times_is_the_same_image(
         built = await bench.build(context(text, files, name=name), reproducible=True, no_cache=True)
         images.append(built.ok().info.digest)
     assert images[0] == images[1]
+
+
+async def test_a_failed_build_leaves_the_images_of_the_steps_before(bench: Any, context: Any) -> None:
+    failed = await bench.build(context("FROM busybox\nRUN echo a > /a\nRUN exit 1\n"))
+    done = [e for e in failed.events if e["type"] == "step.done"]
+    assert len(done) == 2
+    assert await bench.read(done[1]["image"], "a") == b"a\n"
+
+
+async def test_builds_and_a_collector_that_takes_all_it_may_get_along(bench: Any, context: Any) -> None:
+    from ocibuildd.store.maintenance import Maintenance
+    from ocibuildd.store.policy import Policy
+
+    async def remove(paths: Any) -> Any:
+        return await bench.nsd.call("remove", {"paths": [str(path) for path in paths]})
+
+    collector, done = Maintenance(bench.store, remove, ()), False
+
+    async def collect() -> None:
+        while not done:
+            await collector.collect([Policy("all", all=True)], wait=True)
+            await asyncio.sleep(0.05)
+
+    async def build(name: str) -> None:
+        for number in range(5):
+            text = f"FROM busybox AS a\nCOPY f /f\nRUN cat /f > /g; echo {number % 2}\nFROM busybox\nCOPY --from=a /g /\nRUN cat /g > /h\n"
+            (await bench.build(context(text, {"f": f"{number}"}, name=name), tags=("kept",))).ok()
+
+    collecting = asyncio.ensure_future(collect())
+    await asyncio.gather(build("x"), build("y"))
+    done = True
+    await collecting
+    await collector.collect([Policy("all", all=True)], wait=True)
+    assert not bench.store.held.layers
+    assert not bench.store.layers._pending
+    assert await bench.read(str(bench.store.images.resolve("docker.io/library/kept:latest").image), "h") == b"4"
