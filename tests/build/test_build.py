@@ -369,3 +369,72 @@ async def test_builds_and_a_collector_that_takes_all_it_may_get_along(bench: Any
     assert not bench.store.held.layers
     assert not bench.store.layers._pending
     assert await bench.read(str(bench.store.images.resolve("docker.io/library/kept:latest").image), "h") == b"4"
+
+
+async def test_several_platforms_make_an_index(bench: Any, context: Any, tmp_path: Any) -> None:
+    import json
+
+    path = context("FROM scratch\nARG TARGETARCH\nCOPY f-$TARGETARCH /f\n", {"f-amd64": "a", "f-arm64": "b"})
+    platforms = ("linux/amd64", "linux/arm64")
+    built = (await bench.build(path, platforms=platforms, tags=("multi:1",))).ok()
+    index = json.loads(bench.store.blobs.read(Digest(built.info.digest)))
+    assert [m["platform"]["architecture"] for m in index["manifests"]] == ["amd64", "arm64"]
+    assert str(bench.store.images.resolve("docker.io/library/multi:1").target) == built.info.digest
+    assert (await bench.build(path, platforms=platforms)).ok().ran == []
+
+
+async def test_outputs_are_written(bench: Any, context: Any, tmp_path: Any) -> None:
+    import tarfile
+
+    from ocibuildd.model.request import OutputSpec
+
+    path = context("FROM scratch\nCOPY f /d/f\n", {"f": "data"})
+    outputs = (
+        OutputSpec("local", str(tmp_path / "files")), OutputSpec("tar", str(tmp_path / "fs.tar")),
+        OutputSpec("oci", str(tmp_path / "oci.tar")), OutputSpec("docker", "-"),
+    )
+    built = (await bench.build(path, outputs=outputs)).ok()
+    assert (tmp_path / "files" / "d" / "f").read_text() == "data"
+    with tarfile.open(tmp_path / "fs.tar") as tar:
+        assert "d/f" in tar.getnames()
+    with tarfile.open(tmp_path / "oci.tar") as tar:
+        assert "index.json" in tar.getnames()
+    with tarfile.open(bench.builds.output(built.info.id, 3)) as tar:
+        assert "manifest.json" in tar.getnames()
+
+
+async def test_a_named_context_is_copied_from(bench: Any, context: Any, tmp_path: Any) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "f").write_text("from elsewhere")
+    path = context("FROM scratch\nCOPY --from=other f /f\n")
+    built = (await bench.build(path, build_contexts={"other": str(other)})).ok()
+    assert await bench.read(built.info.image, "f") == b"from elsewhere"
+
+
+async def test_subrequests_answer_without_building(bench: Any, context: Any) -> None:
+    path = context("FROM busybox AS base\nARG WHO=me\nFROM base AS app\nRUN exit 1\n")
+    for call in ("targets", "outline", "check"):
+        started = await bench.start(path, call=call)
+        assert (await bench.builds.wait(started.id)).state == "done"
+        assert (await bench.log(started.id))[-1]["type"] == "build.done"
+
+
+async def test_a_timeout_ends_the_build(bench: Any, context: Any) -> None:
+    failed = await bench.build(context("FROM busybox\nRUN sleep 60\n"), timeout=1)
+    assert failed.info.state == "failed"
+    assert "longer than 1 s" in failed.error["message"]
+
+
+async def test_an_agents_key_is_usable_in_a_step(bench: Any, context: Any) -> None:
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import ed25519
+
+    from ocibuildd.model.request import SshSpec
+
+    key = ed25519.Ed25519PrivateKey.generate().private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
+    ).decode()
+    text = "FROM busybox\nRUN --mount=type=ssh test -S $SSH_AUTH_SOCK && ls -l $SSH_AUTH_SOCK\n"
+    built = await bench.build(context(text), ssh=(SshSpec(keys=(key,)),))
+    assert built.ok().output.startswith("s")
