@@ -107,6 +107,7 @@ class RegistryConfig:
     files."""
 
     mirrors: tuple[str, ...] = ()
+    location: str = ""
     http: bool = False
     insecure: bool = False
     blocked: bool = False
