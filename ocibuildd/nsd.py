@@ -56,10 +56,15 @@ def apply(site: Site, args: Arguments, fds: list[int]) -> dict[str, Any]:
 
 
 def diff(site: Site, args: Arguments, fds: list[int]) -> dict[str, Any]:
-    """A tree's changes against its lowers, as a layer, to fds[0]."""
+    """A tree's changes against its lowers, as a layer, to fds[0].  ``root`` in place of ``tree``: a chain's."""
     from .layer.diff import diff_tree
 
     with site.mounted(args["lowers"]) as root:
+        if "root" in args:
+            from .layer.compare import diff_roots
+
+            with site.rooted(args["root"]) as whole:
+                return dict(diff_roots(whole, root, fds[0], args["output"], **_options(site)))
         tree = site.open_tree(args["tree"])
         return dict(diff_tree(tree, root, fds[0], args["output"], **_options(site)))
 
@@ -120,6 +125,18 @@ def checksum(site: Site, args: Arguments, fds: list[int]) -> dict[str, Any]:
         return dict(layer.checksum(sources[0], args["copy"], **_options(site)))
 
 
+def replicate(site: Site, args: Arguments, fds: list[int]) -> dict[str, Any]:
+    """A selection of a context's files as a new tree, which steps mount."""
+    from .layer import replicate as layer
+
+    tree = site.new_tree(args["tree"])
+    try:
+        with _sources(site, [args["source"]], fds) as sources:
+            return {"stamp": layer.replicate(sources[0], args["copy"], tree, **_options(site))}
+    finally:
+        os.close(tree)
+
+
 def lookup(site: Site, args: Arguments, _fds: list[int]) -> dict[str, Any]:
     """What paths are, and what small files hold, in a chain."""
     from .layer import lookup as layer
@@ -144,11 +161,12 @@ def archive(site: Site, args: Arguments, fds: list[int]) -> dict[str, Any]:
 
 
 def compare(site: Site, args: Arguments, _fds: list[int]) -> dict[str, Any]:
-    """How two chains differ."""
-    from .layer import compare as layer
+    """How two chains differ; with ``blame``, and in what each file does."""
+    from .layer.blame import blame
+    from .layer.compare import compare as compare_roots
 
     with site.mounted(args["lowers_a"]) as a, site.rooted(args["lowers_b"]) as b:
-        return dict(layer.compare(a, b))
+        return dict(blame(a, b) if args.get("blame") else compare_roots(a, b))
 
 
 def unpack(site: Site, args: Arguments, fds: list[int]) -> dict[str, Any]:
@@ -207,7 +225,7 @@ JOBS: dict[str, Job] = {
     "describe": describe,
     "apply": apply, "diff": diff, "pack": pack, "checksum": checksum, "lookup": lookup,
     "archive": archive, "compare": compare, "unpack": unpack, "remove": remove,
-    "recompress": recompress,
+    "recompress": recompress, "replicate": replicate,
 }
 
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC

@@ -25,6 +25,7 @@ shift is 1 in the normal (shifted) mode; ``Capabilities.shift`` says so.
     lookup       {lowers, stat: [...], read: [...]} → {stat: {...}, read: {...}}
     archive      {lowers} → {}                                         fds: output    (tar/local outputs)
     compare      {lowers_a, lowers_b} → {changes: [[kind, path, size], …]}
+                 with ``blame``: [[kind, path, size, [what differs, …]], …]
     unpack       {path, limits} → {files, bytes, skipped}              fds: input     (a tar as plain files)
     recompress   {output, expect_diff_id, limits} → Packed             fds: input (file), blob
     remove       {paths} → {files, bytes}

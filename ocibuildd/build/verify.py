@@ -51,7 +51,9 @@ class Comparison:
         self._unpacker = unpacker
 
     async def differences(self, one: Image, two: Image) -> list[dict[str, Any]]:
-        """[{instruction, files: [[kind, path, size], …]}]; [] when the images are the same."""
+        """[{instruction, files: [[kind, path, size, what], …]}]; [] when the images are the same.
+
+        Where something but times differs in a layer, that is told, else the times."""
         if one.id == two.id and one.manifest == two.manifest:
             return []
         configs = [decode_config(self._store.blobs.read(image.id)) for image in (one, two)]
@@ -69,8 +71,9 @@ class Comparison:
             fresh = [each for each in files if each[1] not in told]
             told |= {each[1] for each in fresh}
             instruction = names[index] if index < len(names) else f"layer {index + 1}"
+            fresh = [each for each in fresh if each[3] != "time"] or fresh
             if not fresh:
-                fresh = [["times", "only modification times, or entries' order, differ", 0]]
+                fresh = [["times", "only modification times of directories, or entries' order", 0, ""]]
             found.append({"instruction": instruction, "files": fresh[:MAX_FILES]})
         return found or [{"instruction": "image config", "files": _config(*configs)}]
 
@@ -80,8 +83,9 @@ class Comparison:
     async def _files(self, one: Sequence[LayerId], two: Sequence[LayerId]) -> list[Any]:
         lowers_a = await self._unpacker.ensure_trees(one)
         lowers_b = await self._unpacker.ensure_trees(two)
-        got = await self._nsd.call("compare", {"lowers_a": lowers_a, "lowers_b": lowers_b})
-        return list(got["changes"])
+        args = {"lowers_a": lowers_a, "lowers_b": lowers_b, "blame": True}
+        got = await self._nsd.call("compare", args)
+        return [[*each[:3], ", ".join(each[3])] for each in got["changes"]]
 
 
 def _instructions(config: ImageConfig) -> list[str]:
@@ -93,7 +97,7 @@ def _instructions(config: ImageConfig) -> list[str]:
 
 def _config(one: ImageConfig, two: ImageConfig) -> list[Any]:
     a, b = msgspec.to_builtins(one, enc_hook=str), msgspec.to_builtins(two, enc_hook=str)
-    return [["config", f"{name}: {str(a.get(name))[:200]} → {str(b.get(name))[:200]}", 0]
+    return [["config", f"{name}: {str(a.get(name))[:200]} → {str(b.get(name))[:200]}", 0, ""]
             for name in sorted({*a, *b}) if a.get(name) != b.get(name)]
 
 

@@ -256,14 +256,14 @@ def same_file(
         try:
             if read_xattrs(first, owners, tree=True) != read_xattrs(second, owners, tree=True):
                 return False
-            return bool(one.st_mtime_ns % 1_000_000_000) or _same_bytes(first, second)
+            return bool(one.st_mtime_ns % 1_000_000_000) or same_bytes(first, second)
         finally:
             os.close(second)
     finally:
         os.close(first)
 
 
-def _same_bytes(first: int, second: int) -> bool:
+def same_bytes(first: int, second: int) -> bool:
     while True:
         data = os.read(first, COMPARE)
         if data != os.read(second, COMPARE):

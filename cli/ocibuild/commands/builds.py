@@ -211,6 +211,15 @@ def verify(argv: Sequence[str]) -> int:
     print(f"{args.rest[0]}: differs")
     for item in answer.get("differences", []):
         print(f"  {escape(str(item.get('instruction', '')))}")
-        for path in item.get("files", []):
-            print(f"    {escape(path if isinstance(path, str) else ' '.join(map(str, path)))}")
+        for kind, path, _, what in item.get("files", []):
+            print(f"    {kind} {escape(path)}{f' ({what})' if what else ''}")
+    if all(_of_time(file) for item in answer.get("differences", []) for file in item["files"]):
+        print("hint: only times differ: build it with --reproducible")
     return 1
+
+
+def _of_time(file: Sequence[Any]) -> bool:
+    kind, path, _, what = file
+    return what == "time" or kind == "times" or (
+        kind == "config" and path.startswith(("created:", "history:"))
+    )
