@@ -46,6 +46,7 @@ from .outcome import MadeImage
 from .progress import EventLog
 from .publish import Published, Publisher
 from .remote_cache import Imported, RemoteCaches, inject
+from .squash import Squasher
 from .watch import Watch
 
 log = logging.getLogger(__name__)
@@ -82,6 +83,7 @@ class _Made:
     warnings: tuple[str, ...] = ()
     images: list[MadeImage] = field(default_factory=list)
     keys: Keys = field(default_factory=lambda: Keys((), ()))
+    base: tuple[LayerId, ...] = ()
 
 
 class Build:
@@ -230,6 +232,8 @@ class Build:
             results = await self._site.solver.solve(job)
         except Exception as error:
             self.traces |= explain.dump(plan, job.traces, prefix)
+            images = list(watch.follower.images)
+            self._later = lambda: self._site.publisher.remember(self.id, plan, images, self._lease)
             if isinstance(error, BuildError):
                 self._locate(error, job, context, prefix)
             raise
@@ -239,7 +243,10 @@ class Build:
         cached = sum(1 for trace in job.traces.values() if trace.preimage and trace.cached)
         total = sum(1 for trace in job.traces.values() if trace.preimage)
         keys = keys_of(job, results, plan.stages[plan.target].vertex)
-        return _Made(plan, final, cached, total, images=watch.follower.images, keys=keys)
+        return _Made(
+            plan, final, cached, total, images=watch.follower.images, keys=keys,
+            base=watch.follower.maker.base_chain(plan.stages[plan.target]),
+        )
 
     async def _agents(self) -> Mapping[str, str]:
         """The sockets of the SSH keys that the request brought."""
@@ -269,7 +276,7 @@ class Build:
         if compression not in ("gzip", "zstd", "none"):
             raise InvalidArgument(f"compression {compression!r}: gzip, zstd or none is wanted")
         level = int(attrs.get("compression-level", settings.compression_level))
-        rewrite = attrs.get("rewrite-timestamp", "").lower() in ("1", "true")
+        rewrite = attrs.get("rewrite-timestamp", str(plan.epoch is not None)).lower() in ("1", "true")
         clamp = (plan.epoch or 0) if rewrite or self._clamps() else None
         return {"compression": compression, "level": level, "clamp": clamp}  # type: ignore[typeddict-item]
 
@@ -436,7 +443,18 @@ class Build:
 
     # --- the end --------------------------------------------------------------------------------
 
+    async def _squash(self, made: list[_Made]) -> None:
+        site = self._site
+        for each in made:
+            squasher = Squasher(
+                site.store, site.nsd, site.puller.unpacker, self._output(each.plan), self._lease
+            )
+            own = len(each.plan.stages[each.plan.target].history)
+            each.final = await squasher.squash(each.final, each.base, own)
+
     async def _publish(self, made: list[_Made]) -> dict[str, Any]:
+        if self.request.squash:
+            await self._squash(made)
         await self._complete(made)
         published: Published = await self._site.publisher.publish(
             self.id, self.request, [(each.plan, each.final, each.images) for each in made],

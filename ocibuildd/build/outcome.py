@@ -13,9 +13,13 @@ from dataclasses import dataclass
 import msgspec
 
 from ..export.image import Composed, LayerBlob, Line, compose, from_config, layer_blob, rfc3339
+from ..model.digest import EMPTY_TAR
 from ..model.graph import Plan, StagePlan
 from ..model.oci import ImageConfig
 from ..ports import Layer, LayerId
+
+NOP = "/bin/sh -c #(nop)"
+"""How the classic builder marks instructions that run nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +46,8 @@ class MadeImage:
 class ImageMaker:
     """Makes the images of one plan.  layers: every layer of every chain, by id.
 
-    keep_empty: a step that changed nothing has an empty layer all the same (BuildKit's way)."""
+    keep_empty: a step that changed nothing has an empty layer all the same (BuildKit's way); False: as
+    Docker's classic builder, without empty layers and with history in its words."""
 
     def __init__(
         self, plan: Plan, outcomes: Mapping[int, VertexOutcome], layers: Mapping[LayerId, Layer], *,
@@ -64,6 +69,12 @@ class ImageMaker:
         step = stage.steps[number]
         template = msgspec.structs.replace(stage.image, config=step.config)
         return self._make(stage, template, step.history, step.vertex, number)
+
+    def base_chain(self, stage: StagePlan) -> tuple[LayerId, ...]:
+        """The layers that a stage stands on, lowest first."""
+        if stage.base is None or stage.base_vertex is None:
+            return ()
+        return self._outcomes[stage.base_vertex].chain
 
     def _make(
         self, stage: StagePlan, template: ImageConfig, until: int, vertex: int | None, step: int | None
@@ -97,8 +108,11 @@ class ImageMaker:
                 layer = self._blob(outcome.layer) if first else None
             if outcome is not None and outcome.created:
                 created = rfc3339(outcome.created)
+            text, comment = item.created_by, item.comment
+            if not self._keep_empty:
+                text, comment = classic_text(text, layer), ""
             lines.append(Line(
-                item.created_by, item.vertex is not None, layer, created, item.comment, item.author,
+                text, item.vertex is not None, layer, created, comment, item.author,
             ))
         return lines[:until]
 
@@ -107,3 +121,20 @@ class ImageMaker:
         if blob is None:
             blob = self._blobs[layer] = layer_blob(self._layers[layer])
         return blob
+
+
+def classic_text(text: str, layer: LayerBlob | None) -> str:
+    """A line of history as Docker's classic builder writes it.  layer: what the instruction made.
+
+    What was copied is named by its content, so that the same files give the same image however the
+    instruction names them.  Source: builder/dockerfile of moby (dispatchers.go, copy.go)."""
+    word, _, rest = text.removesuffix(" # buildkit").partition(" ")
+    if word == "RUN":
+        return rest
+    if word in ("COPY", "ADD"):
+        words = [each for each in rest.split(" ") if not each.startswith("--")]
+        kind = "multi" if len(words) > 2 else "file"
+        content = layer.diff_id.hex if layer is not None else EMPTY_TAR.hex
+        flags = "".join(f"{each} " for each in rest.split(" ") if each.startswith("--"))
+        return f"{NOP} {word} {flags}{kind}:{content} in {words[-1]} "
+    return f"{NOP} {word} {rest}" if word == "WORKDIR" else f"{NOP}  {word} {rest}"

@@ -94,6 +94,10 @@ def proxy_env(context: Context) -> tuple[tuple[str, str], ...]:
     out: list[tuple[str, str]] = []
     given = sorted(context.graph.build_args.items())
     for name in _PROXIES:
+        if context.options.compat == "docker":
+            # The classic builder hands each spelling on as it is given.
+            out += (pair for pair in given if pair[0] in (name, name.upper()) and pair[1])
+            continue
         value = next((value for key, value in reversed(given) if key.lower() == name), None)
         if value:
             out += ((name.upper(), value), (name, value))

@@ -137,6 +137,8 @@ class BuildRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit
     reproducible: bool | None = None
     call: Literal["build", "check", "outline", "targets"] = "build"
     no_new_privileges: bool = False
+    squash: bool = False
+    """One layer of all that the last stage did."""
     keep_failed: bool = True
     timeout: int = 0
     max_parallelism: int = 0

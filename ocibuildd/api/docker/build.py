@@ -76,10 +76,20 @@ def _network(query: Mapping[str, str]) -> Any:
     raise ApiError(400, f'network mode "{mode}" not supported: there are default, none and host')
 
 
+def _refuse_unsupported(query: Any) -> None:
+    """Parameters that no engine like this one can follow.  Raises ApiError, in Docker's words."""
+    if any(query.getall("securityopt", [])):
+        raise ApiError(400, "The daemon on this platform does not support setting security options on build")
+    isolation = query.get("isolation", "")
+    if isolation not in {"", "default"}:
+        raise ApiError(400, f"Unsupported isolation: {isolation!r}")
+
+
 def build_request(
     query: Any, context: model.Context, auth: dict[str, model.RegistryAuth]
 ) -> model.BuildRequest:
     """The query of POST /build as a request of ours.  Raises ApiError."""
+    _refuse_unsupported(query)
     labels = _strings(json_parameter(query, "labels", dict), "labels")
     platform = query.get("platform", "").lower()
     target = query.get("target", "")
@@ -97,16 +107,31 @@ def build_request(
         add_hosts=tuple(host for host in query.getall("extrahosts", []) if host),
         auth=auth,
         limits=_limits(query),
+        squash=flag(query, "squash"),
         compat="docker",
     )
 
 
 class Build:
-    """Handlers of /build.  ``builds``: build.service.Builds; ``peer``: request → its Peer."""
+    """Handlers of /build.  ``builds``: build.service.Builds; ``peer``: request → its Peer; ``images``:
+    image.service.Images."""
 
-    def __init__(self, builds: Any, peer: Any):
+    def __init__(self, builds: Any, peer: Any, images: Any):
         self._builds = builds
         self._peer = peer
+        self._images = images
+
+    def _uncached(self, query: Mapping[str, str]) -> bool:
+        """``cachefrom`` names the only images whose steps may be used: where none of them is here, the
+        classic builder uses none at all."""
+        names = json_parameter(query, "cachefrom", list) or []
+        for name in names:
+            try:
+                self._images.find(str(name))
+            except BuildError:
+                continue
+            return False
+        return bool(names)
 
     async def build(self, request: web.Request) -> web.StreamResponse:
         """POST /build: a context in, a stream of messages out.
@@ -127,9 +152,12 @@ class Build:
             await request.release()
         else:
             context = model.UploadContext(await self._upload(request))
-        started = await self._builds.start(build_request(query, context, auth), peer=self._peer(request))
+        wanted = build_request(query, context, auth)
+        if self._uncached(query):
+            wanted = msgspec.structs.replace(wanted, no_cache=True)
+        started = await self._builds.start(wanted, peer=self._peer(request))
         try:
-            return await self._stream(request, started.id)
+            return await self._stream(request, started.id, no_cache=wanted.no_cache)
         except (ConnectionError, OSError):
             # The client is gone: for Docker's clients that is how a build is cancelled.
             with contextlib.suppress(BuildError):
@@ -158,10 +186,12 @@ class Build:
             for line in lines:
                 yield msgspec.json.decode(line)
 
-    async def _stream(self, request: web.Request, build: str) -> web.StreamResponse:
+    async def _stream(
+        self, request: web.Request, build: str, *, no_cache: bool
+    ) -> web.StreamResponse:
         query = request.query
         classic = ClassicStream(
-            build, quiet=flag(query, "q"), remove=flag(query, "rm", default=True)
+            build, quiet=flag(query, "q"), remove=flag(query, "rm", default=True), no_cache=no_cache
         )
         stream = JsonStream(request)
         begun = False

@@ -30,6 +30,7 @@ class _Step:
     number: int
     text: str
     vertex: str
+    stage: str = ""
     started: bool = False
     headed: bool = False
     running: bool = False
@@ -49,16 +50,22 @@ class ClassicStream:
 
     ``build``: the build's id (made into container ids, which clients print and forget).
     ``quiet``: only the id at the end.  ``remove``: say that intermediate containers are removed.
+    ``no_cache``: an image that turns out to be one that was there before is no use of the cache.
     """
 
-    def __init__(self, build: str, *, quiet: bool = False, remove: bool = True):
+    def __init__(
+        self, build: str, *, quiet: bool = False, remove: bool = True, no_cache: bool = False
+    ):
         self._build = build
         self._quiet = quiet
         self._remove = remove
+        self._no_cache = no_cache
         self._steps: list[_Step] = []
         self._current = 0
         self._total = 0
         self._warnings: list[Message] = []
+        self._told = ""
+        """The last image that was told as ``aux``."""
 
     def feed(self, event: dict[str, Any]) -> list[Message]:
         """The messages that become due with this event."""
@@ -66,7 +73,10 @@ class ClassicStream:
         if kind == "build.step":
             self._total = max(self._total, int(event.get("total", 0)))
             self._steps.append(
-                _Step(int(event["step"]), str(event.get("text", "")), str(event.get("vertex", "")))
+                _Step(
+                    int(event["step"]), str(event.get("text", "")), str(event.get("vertex", "")),
+                    str(event.get("stage", "")),
+                )
             )
             return []
         if kind == "build.done":
@@ -106,7 +116,7 @@ class ClassicStream:
         for step in self._steps:
             if step.number == event.get("step"):
                 step.done = True
-                step.cached = bool(event.get("cached"))
+                step.cached = bool(event.get("cached")) and not self._no_cache
                 step.image = str(event.get("image", ""))
 
     def _container(self, step: _Step) -> str:
@@ -126,7 +136,16 @@ class ClassicStream:
                 break
             out += self._tail(step)
             self._current += 1
+            following = self._steps[self._current : self._current + 1]
+            if not following or following[0].stage != step.stage:
+                out += self._aux(step.image)  # each stage tells of its image
         return out
+
+    def _aux(self, image: str) -> list[Message]:
+        if not image or image == self._told:
+            return []
+        self._told = image
+        return [{"aux": {"ID": image}}]
 
     def _head(self, step: _Step) -> list[Message]:
         out: list[Message] = []
@@ -155,9 +174,8 @@ class ClassicStream:
         image = str(event.get("image", ""))
         if self._quiet:
             return [{"stream": f"{image}\n"}]
-        out = self._advance() + self._warnings
+        out = self._advance() + self._aux(image) + self._warnings
         if image:
-            out.append({"aux": {"ID": image}})
             out.append({"stream": f"Successfully built {image.partition(':')[2][:12]}\n"})
         out += [{"stream": f"Successfully tagged {name}\n"} for name in event.get("names", ())]
         return out

@@ -23,6 +23,10 @@ EMPTY_CONFIG: dict[str, Any] = {
 }  # fmt: skip
 """The fields that clients of the Engine API expect to be there, in Docker's order."""
 
+SHELL = ("/bin/sh", "-c")
+SHELL_TEXT = "/bin/sh -c "
+NOP = "/bin/sh -c #(nop)"
+
 
 def shown(summary: Summary, *, details: bool = False) -> dict[str, Any]:
     """An image as ``GET /images/json`` has it.  ``details``: shared sizes are known (df)."""
@@ -59,7 +63,7 @@ def inspected(details: Details) -> dict[str, Any]:
         "Comment": history[-1].get("comment", ""),
         "Created": raw.get("created") or _time(summary.created),
         "Container": "",
-        "ContainerConfig": EMPTY_CONFIG,
+        "ContainerConfig": {**config, "Cmd": container_command(history[-1].get("created_by", ""))},
         "DockerVersion": raw.get("docker_version", ""),
         "Author": raw.get("author", ""),
         "Config": config,
@@ -72,6 +76,14 @@ def inspected(details: Details) -> dict[str, Any]:
         "RootFS": {"Type": "layers", "Layers": [str(layer.diff_id) for layer in details.layers]},
         "Metadata": {"LastTagTime": _time(details.tagged) if details.tagged else "0001-01-01T00:00:00Z"},
     }
+
+
+def container_command(created_by: str) -> list[str] | None:
+    """What the container ran that an image was committed from: the last line of its history."""
+    if created_by.startswith(NOP):
+        return [*SHELL, "#(nop) ", created_by.removeprefix(NOP).strip()]
+    command = created_by.partition(SHELL_TEXT)[2]
+    return [*SHELL, command] if command else None
 
 
 class Images:

@@ -20,7 +20,7 @@ API_VERSION = "1.44"
 MIN_API_VERSION = "1.24"
 HEADERS = {
     "Api-Version": API_VERSION,
-    "Docker-Experimental": "false",
+    "Docker-Experimental": "true",
     "Ostype": "linux",
     "Server": f"Docker/{__version__} (linux)",
 }

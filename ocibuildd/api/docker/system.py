@@ -102,7 +102,7 @@ class System:
                 },
                 "GenericResources": None, "DockerRootDir": str(self._root),
                 "HttpProxy": "", "HttpsProxy": "", "NoProxy": "",
-                "Name": socket.gethostname(), "Labels": [], "ExperimentalBuild": False,
+                "Name": socket.gethostname(), "Labels": [], "ExperimentalBuild": True,
                 "ServerVersion": __version__,
                 "Runtimes": {"ocibuildd": {"path": "ocibuildd"}}, "DefaultRuntime": "ocibuildd",
                 "Swarm": {"NodeID": "", "NodeAddr": "", "LocalNodeState": "inactive",

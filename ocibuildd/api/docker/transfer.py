@@ -238,8 +238,7 @@ class Transfer:
         try:
             loaded = await progress.run(self._images.load(body, emit=emit))
         except BuildError as error:
-            if not stream.started:
-                raise
+            # Docker's clients look for this inside the stream of a 200.
             await stream.fail(error)
             return await stream.end()
         for item in loaded:
