@@ -60,8 +60,8 @@ def test_mounts_stand_on_what_is_behind_them() -> None:
         Mount("bind", "/a", input=1, source="/d"), Mount("bind", "/b", input=2),
         Mount("cache", "/c", cache_id="x", readonly=False), Mount("tmpfs", "/t", size=9),
     ))
-    made = spec(op, {0: MountInput(lowers=["7"]), 1: MountInput(fd=2), 2: MountInput(path="/p")})
-    assert [m["kind"] for m in made["mounts"]] == ["chain", "dir", "cache", "tmpfs"]
+    made = spec(op, {0: MountInput(lowers=["7"]), 1: MountInput(lowers=["8"]), 2: MountInput(path="/p")})
+    assert [m["kind"] for m in made["mounts"]] == ["chain", "chain", "cache", "tmpfs"]
     assert made["mounts"][0]["source"] == "/d"
     assert not made["mounts"][2]["readonly"]
 
