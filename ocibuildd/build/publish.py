@@ -43,6 +43,7 @@ from ..model.request import BuildRequest, OutputSpec
 from ..ports import BlobStore, LayerId, Nsd, Registry
 from ..runtime import in_thread
 from ..store import Store
+from ..store.failpoints import hit
 from ..store.images import Image, StoredIndex
 from ..store.leases import Lease
 from .info import Peer
@@ -191,6 +192,7 @@ class Publisher:
             self._final(order, ready, rows, blobs)
         if order.index is not None and keep:
             blobs.append(order.index)
+        hit("publish.before-rows")
         order.lease.add(blobs=store.blobs.put_many(list(dict.fromkeys(blobs))))
         moved = [name for name in order.names if keep and not self._named(order, name)]
         if not rows and not moved and order.index is None:

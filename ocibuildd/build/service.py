@@ -45,6 +45,7 @@ from ..runtime import spawn, until_done
 from ..solver.solve import Solver
 from ..store import Store
 from ..store.builds import Build as BuildRow
+from ..store.failpoints import hit
 from ..store.leases import Lease
 from . import explain
 from .build import Build, Site
@@ -148,6 +149,7 @@ class Builds:
 
     def _finish(self, build: Build) -> None:
         info = build.info
+        hit("builds.before-finish")
         with contextlib.suppress(Exception):
             explain.save(self._store, build.id, build.traces)
         with self._store.transaction():

@@ -38,6 +38,7 @@ from ..registry.protocol import MAX_CONFIG, check_json, parse_document
 from ..runtime import in_thread
 from ..store import Store
 from ..store.blobs import disk_error, hash_file
+from ..store.failpoints import hit
 from ..store.images import Image, StoredIndex
 from .feed import Feed
 from .platforms import choose, matches, platform_of
@@ -287,6 +288,7 @@ class ImagePuller:
     ) -> None:
         """The rows: image, index and name, in one commit."""
         store = self.store
+        hit("pull.before-rows")
         digests = store.blobs.put_many(list(image.blobs))
         lease.add(blobs=digests)
         layers = store.layers.chain(chain)
@@ -342,6 +344,7 @@ class _Pull:
             parent, diff_id=diff_id, digest=descriptor.digest, size=descriptor.size,
             media_type=descriptor.media_type,
         )  # fmt: skip
+        hit("pull.after-layer")
         self.lease.add(layers=(layer.id,))
         made = self.made.pop(position, None)
         if made is not None and not layer.tree and (made.standalone or position == 0):

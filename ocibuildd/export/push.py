@@ -20,6 +20,7 @@ from ..model.reference import Reference
 from ..model.request import RegistryAuth
 from ..ports import BlobStore, Emit, Registry
 from ..runtime import until_done
+from ..store.failpoints import hit
 from .image import EMPTY_GZIP, EMPTY_LAYER
 
 STATUS_EVERY = 0.1
@@ -68,10 +69,12 @@ class Pusher:
 
         if descriptor.digest == EMPTY_LAYER.digest:
             self._blobs.put(EMPTY_GZIP)
+        hit("push.before-blob")
         outcome = await self._registry.push_blob(
             self.reference, descriptor, lambda: self._blobs.open(descriptor.digest),
             mount_from=self._mount_from, auth=self._auth, progress=progress,
         )  # fmt: skip
+        hit("push.after-blob")
         self._status(descriptor, descriptor.size, DONE_TEXTS[outcome])
         return outcome
 
@@ -96,7 +99,10 @@ class Pusher:
         reference = self.reference
         if by_digest:
             reference = Reference(reference.domain, reference.path, None, Digest.of(data))
-        return await self._registry.push_manifest(reference, data, media_type, auth=self._auth)
+        hit("push.before-manifest")
+        digest = await self._registry.push_manifest(reference, data, media_type, auth=self._auth)
+        hit("push.after-manifest")
+        return digest
 
     async def _settled(self) -> None:
         tasks = list(self._tasks.values())

@@ -18,6 +18,7 @@ from ocibuildd.errors import BuildError, Cancelled, NotFound
 from ocibuildd.model.graph import ContextSource, GitSource, HttpSource, ImageSource, Scratch
 from ocibuildd.ports import CacheIndex, LayerId, Packed, Record, Result, Selection, Work
 from ocibuildd.runtime import spawn, until_done
+from ocibuildd.store.failpoints import hit
 
 from . import cache, reasons
 from .job import Job, Run, Trace
@@ -413,7 +414,9 @@ class Solver:
         if work.standalone and work.layer is not None and content:
             own, value, known = chain[-1:], "standalone", content
         records.append(self._record(run, preimage, key, own, known, created, value=value))
+        hit("solve.before-records")
         self._records.put(records)
+        hit("solve.after-records")
         changed = chain[-1] if chain != parent.chain else None
         return Result(chain, identity, layer=changed, created=created)
 

@@ -2,7 +2,8 @@
 
 ``OCIBUILD_FAILPOINT=name[:n][=action]`` in the environment, read once at import: at the nth time (from 1)
 that the point is passed, the process is killed (SIGKILL: no handlers, as in a power cut), or with
-``=enospc`` / ``=eio`` that error is raised.  Without it :func:`hit` does nothing.
+``=enospc`` / ``=eio`` that error is raised.  ``@FILE`` in its place: FILE says so, once it is there (a
+daemon is armed while it runs).  Without it :func:`hit` does nothing.
 """
 
 from __future__ import annotations
@@ -25,7 +26,27 @@ def hit(name: str) -> None:
 def arm(setting: str) -> None:
     """Arm one point, as the environment does; "" = none."""
     global _armed
-    _armed = _trap(setting) if setting else None
+    if setting.startswith("@"):
+        _armed = _told(setting[1:])
+    else:
+        _armed = _trap(setting) if setting else None
+
+
+def _told(path: str) -> Callable[[str], None]:
+    setting, trap = "", _trap("")
+
+    def told(name: str) -> None:
+        nonlocal setting, trap
+        try:
+            with open(path) as file:
+                said = file.read().strip()
+        except FileNotFoundError:
+            said = ""
+        if said != setting:
+            setting, trap = said, _trap(said)
+        trap(name)
+
+    return told
 
 
 def _trap(setting: str) -> Callable[[str], None]:
