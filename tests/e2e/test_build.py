@@ -36,7 +36,7 @@ def test_a_multi_stage_build_runs_and_its_image_does_what_it_says(
 
 
 def test_a_second_build_executes_nothing_and_says_cached(daemon: Any, context: Context) -> None:
-    path = context(Dockerfile="FROM busybox\nCOPY f /f\nRUN date > /when\nRUN wc -c /f\n", f="one")
+    path = context(Dockerfile="FROM busybox\nCOPY f /f\nRUN date > /when\nRUN wc -c /f\n", f="of this test alone")
     first = daemon.ok("build", "--progress=plain", "-t", "e2e/cached", path)
     assert "CACHED" not in first.text
     second = daemon.ok("build", "--progress=plain", "-t", "e2e/cached", path)
