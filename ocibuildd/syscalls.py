@@ -19,7 +19,7 @@ StrPath = str | bytes | os.PathLike[str]
 # name: (x86_64, aarch64); calls newer than Linux 5.0 have one number everywhere
 _NUMBERS = {
     "unshare": (272, 97), "setns": (308, 268), "clone": (56, 220), "mount": (165, 40),
-    "umount2": (166, 39), "pivot_root": (155, 41), "prctl": (157, 167), "capget": (125, 90),
+    "umount2": (166, 39), "rt_sigaction": (13, 134), "pivot_root": (155, 41), "prctl": (157, 167), "capget": (125, 90),
     "capset": (126, 91), "seccomp": (317, 277), "keyctl": (250, 219), "sethostname": (170, 161),
     "syncfs": (306, 267), "renameat2": (316, 276), "personality": (135, 92), "ioprio_set": (251, 30),
     "pidfd_send_signal": (424, 424), "open_tree": (428, 428), "move_mount": (429, 429),
@@ -80,6 +80,7 @@ CLONE_NEWNET = 0x40000000
 
 _unshare = _prototype("unshare", _ULONG)
 _setns = _prototype("setns", _INT, _INT)
+_rt_sigaction = _prototype("rt_sigaction", _INT, _PTR, _PTR, _ULONG)
 _clone = _prototype("clone", _ULONG, _ULONG, _PTR, _PTR, _ULONG)
 _pidfd_open = _prototype("pidfd_open", _INT, _UINT)
 _pidfd_send_signal = _prototype("pidfd_send_signal", _INT, _INT, _PTR, _UINT)
@@ -277,6 +278,13 @@ RESOLVE_BENEATH, RESOLVE_IN_ROOT = 8, 16
 RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2
 
 _openat2 = _prototype("openat2", _INT, _STR, _STR, ctypes.c_size_t)
+def default_signal(signum: int) -> None:
+    """Let a signal have its default action, also those that libc keeps for itself (32, 33) and may have left
+    ignored in a process that posix_spawn(3) made (rt_sigaction(2))."""
+    action = ctypes.create_string_buffer(32)  # struct kernel_sigaction of zeros: SIG_DFL
+    _rt_sigaction(signum, ctypes.addressof(action), None, 8)
+
+
 _syncfs = _prototype("syncfs", _INT)
 _renameat2 = _prototype("renameat2", _INT, _STR, _INT, _STR, _UINT)
 

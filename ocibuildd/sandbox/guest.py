@@ -28,6 +28,8 @@ TIOCSPTLCK, TIOCGPTPEER = 0x40045431, 0x5441
 TTY_GROUP = 5
 UNPRIVILEGED = MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV
 PATH_FD = os.O_PATH | os.O_CLOEXEC
+LIBC_SIGNALS = (32, 33)
+"""Ignored in what posix_spawn(3) made (make does), and unknown to Python."""
 IGNORED = (
     signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGPIPE, signal.SIGTERM, signal.SIGXFSZ,
 )
@@ -406,6 +408,8 @@ def _harden(
         os.setgroups(identity.groups)
     for number in IGNORED:
         signal.signal(number, signal.SIG_DFL)
+    for internal in LIBC_SIGNALS:
+        syscalls.default_signal(internal)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     os.umask(0o022)
     try:
