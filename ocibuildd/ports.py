@@ -132,6 +132,7 @@ class Checksum(TypedDict):
 
     files: {path: short digest} for explaining a miss; at most MAX_EXPLAINED entries.
     missing: literal paths that matched nothing; ignored: {path: the pattern that hides it};
+    matches: things that the paths name (a directory is one).
     near: {missing path: names like it}.  ``layer.select.not_found`` makes the error."""
 
     digest: str
@@ -142,6 +143,7 @@ class Checksum(TypedDict):
     ignored: dict[str, str]
     near: NotRequired[dict[str, list[str]]]
     stamp: NotRequired[str]
+    matches: NotRequired[int]
     """Of the inodes and times of the files.  ``Packed.stamps`` (in the order of the sources) tells whether a
     pack saw the same ones; where it didn't, its result must not be kept under this digest."""
 

@@ -30,6 +30,7 @@ from ..store import Store
 from ..store.leases import Lease
 from . import explain
 from .cache_export import CacheExporter, Keys, keys_of
+from .classic import Checksums, classic_checksums
 from .context import ContextOpener, OpenContext, Remote
 from .frontend import FrontEnd, Lowered, parse_platform
 from .info import BuildInfo, Peer, Settings
@@ -307,10 +308,14 @@ class Build:
             epoch=lowered.plan.epoch, auth=request.auth,
             fetch_http=lambda op, emit: self._fetch_http(op, secrets, emit),
             fetch_git=lambda op, emit: self._fetch_git(op, secrets, emit),
-            checksum=site.contents.checksum, kept=site.contents.kept, on_failed=self._failed, admit=site.admit,
+            checksum=self._checksums(), kept=site.contents.kept, on_failed=self._failed, admit=site.admit,
             log_limit=site.settings.log_bytes, masked=masked,
         )
         return StepExecutor(site.store, site.nsd, site.puller, materials)
+
+    def _checksums(self) -> Checksums:
+        checksum = self._site.contents.checksum
+        return classic_checksums(checksum) if self.request.compat == "docker" else checksum
 
     def _empty(self) -> Directory:
         path = self._scratch / "empty"

@@ -50,6 +50,7 @@ class _Summer:
         self.keep_owners = source.owned and not spec["chown"]
         self.fingerprints = Fingerprints() if fingerprints is None else fingerprints
         self.total = hashlib.sha256()
+        self._matches = 0
         self.files: dict[str, str] = {}
         self.count = self.bytes = 0
         self._stamp = hashlib.sha256()
@@ -85,9 +86,11 @@ class _Summer:
             ignored=self.selector.ignored,
             near={name: self.selector.near(name) for name in missing},
             stamp=self._stamp.hexdigest(),
+            matches=self._matches,
         )
 
     def _match(self, match: Match) -> None:
+        self._matches += 1
         self.total.update(b"match\0%d " % len(match.files))
         prefix = b""
         files = match.files

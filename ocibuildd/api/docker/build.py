@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import posixpath
 import re
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
@@ -10,13 +11,26 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
+from ...build.options import parse_hosts
 from ...errors import BuildError
 from ...model import request as model
 from ...model.reference import Reference
-from .classic import ClassicStream
-from .protocol import ApiError, JsonStream, failure, flag, json_parameter, number, registry_config
+from .classic import ClassicStream, describe, of_image
+from .protocol import (
+    API_VERSION,
+    ApiError,
+    JsonStream,
+    failure,
+    flag,
+    json_parameter,
+    number,
+    registry_config,
+)
 
 READ_SIZE = 1 << 18
+NO_DOCKERFILE = "Cannot locate specified Dockerfile"
+UNSTREAMED = frozenset({"dockerfile", "invalid-argument", "denied", "too-large"})
+"""Codes of errors that are the client's own."""
 MAX_TAGS = 128
 REMOTE = re.compile(r"(https?://|git://|git@|ssh://|github\.com/)")
 UNSTARTED = frozenset({"build.started", "message", "warning"})
@@ -51,6 +65,8 @@ def _limits(query: Mapping[str, str]) -> model.ResourceLimits:
     for limit in json_parameter(query, "ulimits", list) or []:
         if isinstance(limit, dict) and limit.get("Name") == "nofile":
             nofile = int(limit.get("Soft") or limit.get("Hard") or 0)
+    if number(query, "shmsize") < 0:
+        raise ApiError(400, "SHM size can not be less than 0")
     memory = number(query, "memory")
     if memory < 0:
         raise ApiError(400, f"invalid memory limit: {memory}")
@@ -76,6 +92,24 @@ def _network(query: Mapping[str, str]) -> Any:
     raise ApiError(400, f'network mode "{mode}" not supported: there are default, none and host')
 
 
+def _dockerfile(query: Mapping[str, str]) -> str:
+    """The Dockerfile's path in the context: never one on this host."""
+    name = query.get("dockerfile", "")
+    path = posixpath.normpath(name.lstrip("/")) if name.strip("/") else ""
+    if path.split("/")[0] == "..":
+        raise ApiError(400, f"Forbidden path outside the build context: {name} ()")
+    return path
+
+
+def _hosts(query: Any) -> tuple[str, ...]:
+    hosts = tuple(host for host in query.getall("extrahosts", []) if host)
+    try:
+        parse_hosts(hosts)
+    except BuildError as error:
+        raise ApiError(400, f"invalid extra host: {error.message}") from None
+    return hosts
+
+
 def _refuse_unsupported(query: Any) -> None:
     """Parameters that no engine like this one can follow.  Raises ApiError, in Docker's words."""
     if any(query.getall("securityopt", [])):
@@ -95,7 +129,7 @@ def build_request(
     target = query.get("target", "")
     return model.BuildRequest(
         context=context,
-        dockerfile=query.get("dockerfile", ""),
+        dockerfile=_dockerfile(query),
         tags=_names(query),
         target=target,
         build_args=_strings(json_parameter(query, "buildargs", dict), "build args"),
@@ -104,7 +138,7 @@ def build_request(
         no_cache=flag(query, "nocache"),
         pull=flag(query, "pull"),
         network=_network(query),
-        add_hosts=tuple(host for host in query.getall("extrahosts", []) if host),
+        add_hosts=_hosts(query),
         auth=auth,
         limits=_limits(query),
         squash=flag(query, "squash"),
@@ -142,7 +176,7 @@ class Build:
         query = request.query
         remote = query.get("remote", "")
         if remote and remote != "client-session" and not REMOTE.match(remote):
-            raise ApiError(400, f"remote {remote!r} is no URL that can be fetched")
+            raise ApiError(400, f"remoteURL ({remote}) could not be recognized as URL")
         if remote == "client-session":
             raise ApiError(400, "no session: this API speaks the classic builder's protocol")
         auth = registry_config(request)
@@ -197,18 +231,24 @@ class Build:
         begun = False
         async for event in self._events(build):
             if event["type"] == "build.failed" and not begun:
-                return self._refused(event["error"])
+                version = request.match_info.get("version", API_VERSION)
+                return await self._unbegun(stream, event["error"], version)
             begun = begun or event["type"] not in UNSTARTED
             await stream.send(*classic.feed(event))
         return await stream.end()
 
-    @staticmethod
-    def _refused(error: dict[str, Any]) -> web.Response:
-        """A build that never began."""
+    async def _unbegun(self, stream: JsonStream, error: dict[str, Any], version: str) -> web.StreamResponse:
+        """The answer to a build that never began: a status of its own where the request or the Dockerfile is
+        wrong, else (a base image can't be had) the only message of the stream."""
         from ...errors import CLASSES
 
-        status = CLASSES.get(str(error.get("code")), BuildError).status
-        return failure(ApiError(status, dockerfile_message(error)))
+        message = dockerfile_message(error, version)
+        if error.get("code") in UNSTREAMED or not of_image(error):
+            status = CLASSES.get(str(error.get("code")), BuildError).status
+            return failure(ApiError(status, message))
+        message = describe(error)
+        await stream.send({"errorDetail": {"message": message}, "error": message})
+        return await stream.end()
 
     async def cancel(self, request: web.Request) -> web.Response:
         """POST /build/cancel?id=…"""
@@ -219,16 +259,21 @@ class Build:
         return web.Response(status=204)
 
 
-def dockerfile_message(error: Mapping[str, Any]) -> str:
-    """An error in a Dockerfile in the classic builder's words."""
+def dockerfile_message(error: Mapping[str, Any], version: str = API_VERSION) -> str:
+    """An error in a Dockerfile in the classic builder's words; before API 1.42 it said "line", not "on line"."""
     message = str(error.get("message", ""))
     details = error.get("details") or {}
+    if match := re.match(r"failed to read dockerfile:? ([^:]+): (no such file|No such file)", message):
+        return f"{NO_DOCKERFILE}: {match[1]}"
+    if message == "the Dockerfile cannot be empty":
+        return "the Dockerfile (Dockerfile) cannot be empty"
     if error.get("code") != "dockerfile":
         return message
-    if "target" in details:
-        return f"failed to reach build target {details['target']} in Dockerfile"
+    if match := re.search(r'target stage "(.*)" could not be found', message):
+        return f"failed to reach build target {match[1]} in Dockerfile"
     if "line" in details and not message.startswith("dockerfile parse error"):
         # The place is said once: our own messages carry it in front.
         text = re.sub(r"^[^:\s]+:\d+:\s*", "", message)
-        return f"dockerfile parse error on line {details['line']}: {text}"
+        on = "" if tuple(map(int, version.split("."))) < (1, 42) else "on "
+        return f"dockerfile parse error {on}line {details['line']}: {text}"
     return message

@@ -12,6 +12,8 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
+from ...model.reference import Reference
+
 Message = dict[str, Any]
 
 STDERR_START, STDERR_END = "\x1b[91m", "\x1b[0m"
@@ -19,6 +21,9 @@ STDERR_START, STDERR_END = "\x1b[91m", "\x1b[0m"
 FILE_INSTRUCTIONS = frozenset({"FROM", "COPY", "ADD"})
 """They need no container: the classic builder says nothing of one."""
 _UNCONSUMED = re.compile(r"one or more build-args were not consumed: (\[.*\])", re.IGNORECASE)
+_NO_USER = re.compile(r"user '([^']*)': not in the image's /etc/passwd")
+_IMAGE = re.compile(r"[a-z0-9.-]+(:\d+)?/[\w./-]+([:@][\w.:-]+)?\Z")
+PULL_CODES = frozenset({"not-found", "unauthorized", "denied"})
 HELD_LIMIT = 4 << 20
 """Characters of output that are held back for one step; more of it is dropped."""
 
@@ -211,9 +216,33 @@ def warning_text(event: dict[str, Any]) -> str:
 def describe(error: dict[str, Any]) -> str:
     """An error in the classic builder's words, where it has words for it."""
     details = error.get("details") or {}
-    message = str(error.get("message", ""))
-    if error.get("code") == "step-failed" and details.get("command") and "exit_code" in details:
-        command = details["command"]
-        code = details["exit_code"]
-        return f"The command '{command}' returned a non-zero code: {code}"
+    message, code = str(error.get("message", "")), error.get("code")
+    if code == "step-failed" and details.get("command") and "exit_code" in details:
+        return f"The command '{details['command']}' returned a non-zero code: {details['exit_code']}"
+    if match := _NO_USER.match(message):
+        return f"unable to find user {match[1]}: no matching entries in passwd file"
+    name, _, rest = message.partition(": ")
+    if code in PULL_CODES and _IMAGE.match(name):
+        return pull_refused(str(code), name, rest)
     return message
+
+
+def of_image(error: dict[str, Any]) -> bool:
+    """Is the error about an image that a Dockerfile names?  Such messages begin with its name."""
+    return bool(_IMAGE.match(str(error.get("message", "")).partition(": ")[0]))
+
+
+def pull_refused(code: str, name: str, why: str) -> str:
+    """Why an image can't be pulled, as Docker says it.  code: of the error; name: of the image."""
+    try:
+        reference = Reference.parse(name).with_default_tag()
+    except ValueError:
+        return f"{name}: {why}"
+    if code == "not-found":
+        return f"manifest for {reference.familiar} not found: manifest unknown: {why}"
+    if code in PULL_CODES:
+        return (
+            f"pull access denied for {reference.familiar_name}, repository does not exist or may require "
+            f"'docker login': {why}"
+        )
+    return why

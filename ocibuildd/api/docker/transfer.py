@@ -12,6 +12,7 @@ from aiohttp import web
 from ...errors import BuildError
 from ...model.reference import Reference
 from ...model.units import human_size
+from .classic import PULL_CODES, pull_refused
 from .events import Events
 from .images import digest_or_tag, named
 from .protocol import HEADERS, ApiError, JsonStream, flag, registry_auth
@@ -143,13 +144,8 @@ class Transfer:
     @staticmethod
     def _refused(error: BuildError, reference: Reference) -> ApiError:
         """A pull that failed before a byte was streamed: a status of its own, in Docker's words."""
-        if error.code == "not-found":
-            return ApiError(404, f"manifest for {reference.familiar} not found: manifest unknown: {error.message}")
-        if error.code in {"unauthorized", "denied"}:
-            return ApiError(
-                404, f"pull access denied for {reference.familiar_name}, repository does not exist or may require "
-                f"'docker login': {error.message}"
-            )  # fmt: skip
+        if error.code in PULL_CODES:
+            return ApiError(404, pull_refused(error.code, str(reference), error.message))
         return ApiError(min(500, error.status), error.message)
 
     async def _import(self, request: web.Request, platform: str) -> web.StreamResponse:
