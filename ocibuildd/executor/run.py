@@ -34,11 +34,9 @@ class Surroundings:
 
 @dataclass(frozen=True, slots=True)
 class MountInput:
-    """What stands behind a bind mount or a cache mount: a chain, a directory (index into the job's
-    descriptors), or a cache directory on our disk."""
+    """What stands behind a bind mount or a cache mount: a chain, or a cache directory on our disk."""
 
     lowers: Sequence[str] | None = None
-    fd: int | None = None
     path: str = ""
 
 
@@ -108,8 +106,6 @@ def _mount(
                 cache |= {"lowers": list(behind.lowers), "source": mount.source}
             return cache
     assert behind is not None
-    if behind.fd is not None:
-        return {**spec, "kind": "dir", "fd": behind.fd, "source": mount.source}
     return {**spec, "kind": "chain", "lowers": list(behind.lowers or ()), "source": mount.source}
 
 

@@ -16,6 +16,7 @@ import contextlib
 import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 from weakref import WeakValueDictionary
 
@@ -95,9 +96,13 @@ class Unpacker:
             self._store.trees.forget(tree)
         path = self._store.trees.discard(tree)
         if path is not None:
-            self._trash.append(str(path))
-            if len(self._trash) == 1:
-                spawn(self._tasks, asyncio.ensure_future(self._remove()))
+            self.remove(path)
+
+    def remove(self, path: Path) -> None:
+        """Something in the trash: its files go soon."""
+        self._trash.append(str(path))
+        if len(self._trash) == 1:
+            spawn(self._tasks, asyncio.ensure_future(self._remove()))
 
     async def _remove(self) -> None:
         """One job for all that is thrown away within a moment."""

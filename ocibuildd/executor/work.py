@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any, cast
 
-from ocibuildd.errors import BuildError, InvalidArgument, StepFailed
+from ocibuildd.errors import InvalidArgument
 from ocibuildd.model.digest import EMPTY_TAR, Digest
 from ocibuildd.model.graph import (
     ContextSource,
@@ -20,6 +20,7 @@ from ocibuildd.model.graph import (
     HttpSource,
     ImageSource,
     Mkdir,
+    Mount,
     Run,
     Vertex,
 )
@@ -42,8 +43,11 @@ from ocibuildd.ports import (
 )
 from ocibuildd.store import Store
 from ocibuildd.store.cache_mounts import Grip
+from ocibuildd.store.failpoints import hit
 
+from .context_trees import ContextTrees
 from .copy import copy_spec, directory_of, inline_dir, selections, source_dir
+from .failures import missing_source, step_failed
 from .image import ImagePuller, ResolvedImage
 from .kept import KeptSegments, signature
 from .output import STEP_LOG_LIMIT, StepLog
@@ -65,7 +69,6 @@ class FailedRun:
     spec: RunSpec
     chain: tuple[LayerId, ...]
     tree: str
-    descriptors: tuple[Directory, ...] = ()
 
 
 @dataclass(slots=True)
@@ -108,6 +111,9 @@ class StepExecutor:
         self._materials = materials
         self._unused: set[LayerId] = set()
         self._stamps: dict[tuple[int, str], str] = {}
+        self._digests: dict[tuple[int, str], str] = {}
+        self._emptied: set[str] = set()
+        self._trees = ContextTrees(store, nsd, puller.unpacker)
 
     def close(self) -> None:
         """No vertex of the build runs any more: trees that became no layer go."""
@@ -117,6 +123,7 @@ class StepExecutor:
                 self._store.layers.drop(layer)
                 self._puller.unpacker.discard(tree)
         self._unused.clear()
+        self._trees.close()
 
     def _op(self, vertex: int) -> Any:
         return self._materials.vertices[vertex].op
@@ -177,6 +184,7 @@ class StepExecutor:
         if directory is not None:
             files = source_dir(paths, directory=directory, fd=0)
             found = cast("Checksum", await materials.checksum(directory, files, spec))
+            self._digests[vertex, selection.role] = found["digest"]
             if directory.path:
                 self._stamps[vertex, selection.role] = found.get("stamp", "")
         else:
@@ -184,7 +192,7 @@ class StepExecutor:
             args = {"source": source_dir(paths, lowers=lowers), "copy": spec}
             found = cast("Checksum", await self._nsd.call("checksum", args))
         if found["missing"]:
-            raise _missing(found, directory)
+            raise missing_source(found, directory)
         return found
 
     # --- steps ----------------------------------------------------------------------------------
@@ -222,7 +230,9 @@ class StepExecutor:
                 "sources": sources, "copy": copy_spec(op, materials.epoch),
                 "lowers": await ensure(root.chain), "output": materials.output,
             }
+            hit("copy.before-pack")
             packed = await self._pack(op, inputs, args, fds)
+            hit("copy.after-pack")
             self._same_files(vertex, packed)
             if packed["empty"]:
                 return Work()
@@ -281,18 +291,22 @@ class StepExecutor:
         store, materials = self._store, self._materials
         lowers = await self._puller.unpacker.ensure_trees(inputs[0].chain)
         tree = store.trees.allocate()
-        fds: list[int] = []
         grips: list[Grip] = []
         keep = False
         try:
-            behind = await self._behind(op, inputs, fds, grips)
+            behind = await self._behind(vertex, op, inputs, grips)
             step = f"{materials.build}-{vertex}"
             spec = run_spec(op, lowers=lowers, tree=tree, behind=behind, around=materials.around,
                             step=_NOT_NAME.sub("-", step.lower()))
-            outcome, tail = await self._sandboxed(spec, fds, emit)
+            hit("run.before-sandbox")
+            outcome, tail = await self._sandboxed(spec, emit)
+            hit("run.after-sandbox")
             if outcome["exit_code"] or outcome["signal"] or outcome["reason"] != "exit":
-                directories = tuple(d for d in map(directory_of, inputs) if d is not None)
-                failed = FailedRun(vertex, spec, inputs[0].chain, tree, directories)
+                lasting = [
+                    mount for mount in spec["mounts"]
+                    if not any(lower in self._trees for lower in mount.get("lowers", ()))
+                ]
+                failed = FailedRun(vertex, {**spec, "mounts": lasting}, inputs[0].chain, tree)
                 keep = materials.on_failed(failed)
                 raise step_failed(op, outcome, tail, vertex)
             usage = outcome["usage"]
@@ -301,6 +315,7 @@ class StepExecutor:
                 return Work(usage=usage)
             keep = True
             layer = store.layers.new(inputs[0].chain[-1] if inputs[0].chain else 0, tree=tree)
+            hit("run.after-layer")
             materials.lease.add(layers=(layer,))
             self._unused.add(layer)  # until it is committed
             return Work(layer, usage=usage)
@@ -311,9 +326,9 @@ class StepExecutor:
                 self._puller.unpacker.discard(tree)
 
     async def _behind(
-        self, op: Run, inputs: Sequence[Result], fds: list[int], grips: list[Grip]
+        self, vertex: int, op: Run, inputs: Sequence[Result], grips: list[Grip]
     ) -> dict[int, MountInput]:
-        """What stands behind the mounts; descriptors follow stdout and stderr."""
+        """What stands behind the mounts."""
         behind: dict[int, MountInput] = {}
         caches = [(mount.cache_id, number) for number, mount in enumerate(op.mounts)
                   if mount.type == "cache"]
@@ -322,34 +337,50 @@ class StepExecutor:
             owner = "" if mount.mode is None and not mount.uid and not mount.gid else (
                 f"\0{mount.mode}:{mount.uid}:{mount.gid}"
             )
+            if self._materials.vertices[vertex].ignore_cache:
+                self._empty_cache(cache_id + owner)
             grip = await self._store.cache_mounts.acquire(cache_id + owner, mount.sharing)
             grips.append(grip)
             lowers = None
             if mount.input is not None:
-                lowers = await self._puller.unpacker.ensure_trees(inputs[mount.input].chain)
+                lowers = await self._lowers(vertex, mount, inputs[mount.input])
             behind[number] = MountInput(path=str(grip.path), lowers=lowers)
         for number, mount in enumerate(op.mounts):
-            if mount.type != "bind" or mount.input is None:
-                continue
-            source = inputs[mount.input]
-            directory = directory_of(source)
-            if directory is not None:
-                fds.append(directory.fd)
-                behind[number] = MountInput(fd=len(fds) + 1)
-            else:
-                behind[number] = MountInput(
-                    lowers=await self._puller.unpacker.ensure_trees(source.chain)
-                )
+            if mount.type == "bind" and mount.input is not None:
+                lowers = await self._lowers(vertex, mount, inputs[mount.input])
+                behind[number] = MountInput(lowers=lowers)
         return behind
 
+    async def _lowers(self, vertex: int, mount: Mount, source: Result) -> Sequence[str]:
+        """The trees of what a mount shows."""
+        directory = directory_of(source)
+        if directory is None:
+            return await self._puller.unpacker.ensure_trees(source.chain)
+        role = vertex, f"mount {mount.target}"
+        digest, stamp = self._digests.get(role, ""), self._stamps.get(role, "")
+        return [await self._trees.get(directory, mount, digest, stamp)]
+
+    def _empty_cache(self, cache_id: str) -> None:
+        """--no-cache is for cache mounts too (BuildKit's choice): once a build, where nobody else uses them."""
+        if cache_id in self._emptied:
+            return
+        self._emptied.add(cache_id)
+        caches = self._store.cache_mounts
+        for mount in caches.find(cache_id):
+            if not mount.in_use:
+                caches.forget(mount.hash)
+                path = caches.trash(mount.hash)
+                if path is not None:
+                    self._puller.unpacker.remove(path)
+
     async def _sandboxed(
-        self, spec: RunSpec, fds: Sequence[int], emit: Emit
+        self, spec: RunSpec, emit: Emit
     ) -> tuple[RunOutcome, list[str]]:
         log = StepLog(self._materials.masked, self._materials.log_limit)
         pipes = [_Pipe(number, log, emit) for number in (1, 2)]
         try:
             writers = [pipe.write_fd for pipe in pipes]
-            outcome = await self._nsd.call("run", spec, [*writers, *fds])
+            outcome = await self._nsd.call("run", spec, writers)
         finally:
             for pipe in pipes:
                 pipe.close()
@@ -366,7 +397,9 @@ class StepExecutor:
         try:
             lowers = await self._puller.unpacker.ensure_trees(inputs[0].chain)
             args = {"tree": tree, "lowers": lowers, "output": self._materials.output}
+            hit("commit.before-diff")
             packed = cast("Packed", await self._nsd.call("diff", args, [writer.fd]))
+            hit("commit.after-diff")
             if not packed["empty"]:
                 await self._commit_blob(work.layer, packed, writer, tree=tree)
                 self._unused.discard(work.layer)
@@ -380,6 +413,7 @@ class StepExecutor:
         digest = Digest(packed["digest"])
         self._materials.lease.add(blobs=(digest,))
         await asyncio.get_running_loop().run_in_executor(None, writer.seal, digest, packed["size"])
+        hit("commit.after-seal")
         store = self._store
         with store.transaction():
             writer.commit(digest, packed["size"])
@@ -399,59 +433,6 @@ def image_identity(image: ResolvedImage) -> str:
     """The identity of an image's root file system."""
     parts = [d for d in image.config.rootfs.diff_ids if d != EMPTY_TAR]
     return sha256("\n".join(["image", *parts]).encode()).hexdigest()
-
-
-def _missing(found: Checksum, directory: Directory | None) -> BuildError:
-    path = found["missing"][0]
-    hidden = found["ignored"].get(path)
-    if hidden:
-        return InvalidArgument(
-            f"{path}: excluded by .dockerignore", hint=f"the pattern {hidden!r} hides it",
-            details={"missing": list(found["missing"]), "ignored": dict(found["ignored"])},
-        )
-    where = "the build context" if directory is not None else "the source"
-    return InvalidArgument(f"{path}: not found in {where}",
-                           details={"missing": list(found["missing"])})
-
-
-def step_failed(op: Run, outcome: RunOutcome, tail: list[str], vertex: int) -> StepFailed:
-    """The error of a RUN, with what probably mends it."""
-    command = " ".join(op.args)
-    code, signal, reason = outcome["exit_code"], outcome["signal"], outcome["reason"]
-    details: dict[str, object] = {
-        "vertex": vertex, "reason": reason, "tail": tail, "command": " ".join(op.args),
-    }
-    if signal:
-        details["signal"] = signal
-        how = f"was killed by signal {signal}"
-    else:
-        details["exit_code"] = code
-        how = f"did not complete successfully: exit code: {code}"
-    if reason not in ("exit", "signal"):
-        how = f"{how} ({outcome['message'] or reason})"
-    hints = {
-        "oom": "it ran out of memory: raise the limit (--memory)",
-        "timeout": "it took longer than the time that a step may take",
-        "disk-limit": "it wrote more than a step may write",
-    }
-    hint = hints.get(reason, "")
-    if not hint and code == 127:
-        hint = _not_found(op, outcome, tail)
-    if not hint and code == 126:
-        hint = "the command is there but can't be executed: is it executable, and for this platform"
-    if not hint and (code == 137 or signal == 9):
-        hint = "something sent SIGKILL: the kernel for want of memory, or the step itself"
-    return StepFailed(f'process "{command}" {how}', hint=hint, details=details)
-
-
-def _not_found(op: Run, outcome: RunOutcome, tail: list[str]) -> str:
-    if outcome["message"]:
-        return outcome["message"]
-    for line in reversed(tail):
-        match = re.search(r"([^\s:]+): (?:command )?not found", line)
-        if match:
-            return f"{match.group(1)} is not in the image (or not in PATH)"
-    return f"{op.args[0]} or an interpreter that it names is not in the image"
 
 
 class _Pipe:

@@ -1,0 +1,61 @@
+"""What failed, in words that help."""
+
+from __future__ import annotations
+
+import re
+
+from ..errors import BuildError, StepFailed
+from ..layer.select import not_found
+from ..model.graph import Run
+from ..ports import Checksum, RunOutcome
+from .source import Directory
+
+
+def missing_source(found: Checksum, directory: Directory | None) -> BuildError:
+    """A source that isn't there, or that .dockerignore hides."""
+    path = found["missing"][0]
+    error = not_found(path, found["ignored"], found.get("near", {}).get(path, []))
+    where = "the build context" if directory is not None else "the source"
+    error.message += "" if "hides it" in error.message else f" in {where}"
+    error.details |= {"missing": list(found["missing"]), "ignored": dict(found["ignored"])}
+    return error
+
+
+def step_failed(op: Run, outcome: RunOutcome, tail: list[str], vertex: int) -> StepFailed:
+    """The error of a RUN, with what probably mends it."""
+    command = " ".join(op.args)
+    code, signal, reason = outcome["exit_code"], outcome["signal"], outcome["reason"]
+    details: dict[str, object] = {
+        "vertex": vertex, "reason": reason, "tail": tail, "command": " ".join(op.args),
+    }
+    if signal:
+        details["signal"] = signal
+        how = f"was killed by signal {signal}"
+    else:
+        details["exit_code"] = code
+        how = f"did not complete successfully: exit code: {code}"
+    if reason not in ("exit", "signal"):
+        how = f"{how} ({outcome['message'] or reason})"
+    hints = {
+        "oom": "it ran out of memory: raise the limit (--memory)",
+        "timeout": "it took longer than the time that a step may take",
+        "disk-limit": "it wrote more than a step may write",
+    }
+    hint = hints.get(reason, "")
+    if not hint and code == 127:
+        hint = _not_found(op, outcome, tail)
+    if not hint and code == 126:
+        hint = "the command is there but can't be executed: is it executable, and for this platform"
+    if not hint and (code == 137 or signal == 9):
+        hint = "something sent SIGKILL: the kernel for want of memory, or the step itself"
+    return StepFailed(f'process "{command}" {how}', hint=hint, details=details)
+
+
+def _not_found(op: Run, outcome: RunOutcome, tail: list[str]) -> str:
+    if outcome["message"]:
+        return outcome["message"]
+    for line in reversed(tail):
+        match = re.search(r"([^\s:]+): (?:command )?not found", line)
+        if match:
+            return f"{match.group(1)} is not in the image (or not in PATH)"
+    return f"{op.args[0]} or an interpreter that it names is not in the image"
