@@ -8,7 +8,7 @@ cached gives the very same image.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 
@@ -66,9 +66,22 @@ class ImageMaker:
 
     def intermediate(self, stage: StagePlan, number: int) -> MadeImage:
         """The image as it stood after the stage's step of this index."""
+        parent = self._parent(stage) if number == 0 and not self._keep_empty else None
+        if parent is not None:  # Docker's FROM of a stage is that stage's image itself
+            return replace(self.final(parent), stage=stage.index, step=0)
         step = stage.steps[number]
         template = msgspec.structs.replace(stage.image, config=step.config)
         return self._make(stage, template, step.history, step.vertex, number)
+
+    def _parent(self, stage: StagePlan) -> StagePlan | None:
+        """The stage that a FROM names."""
+        words = [word for word in stage.steps[0].text.split()[1:] if not word.startswith("--")]
+        name = words[0].lower() if words else ""
+        found = [
+            each for each in self._plan.stages
+            if each.index < stage.index and name in (each.name.lower(), str(each.index))
+        ]
+        return found[-1] if name and found else None
 
     def base_chain(self, stage: StagePlan) -> tuple[LayerId, ...]:
         """The layers that a stage stands on, lowest first."""

@@ -210,7 +210,10 @@ class Publisher:
 
     def _store_intermediate(self, order: _Order) -> None:
         for ready in order.ready:
-            self.remember(order.build, ready.plan, ready.images, order.lease)
+            # The build's own image was written before, and somebody may have removed it by now.
+            final = ready.final.composed.id
+            others = [made for made in ready.images if made.composed.id != final]
+            self.remember(order.build, ready.plan, others, order.lease)
 
     def remember(
         self, build: str, plan: Plan, images: Sequence[MadeImage], lease: Lease

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ..model.graph import Plan, StagePlan, Step
+from ..model.graph import Location, Plan, StagePlan, Step
 from ..model.oci import ImageConfig, Platform
 from .baseref import parse_named
 from .context import Context, context_patterns
@@ -285,7 +285,7 @@ class Lowering:
         """Everything needed, as one value.  Raises Fault for ``error=true`` with warnings."""
         budget = self.context.budget
         options = self.options
-        if options.labels:
+        if options.labels and options.compat != "docker":
             target.image.labels = {**(target.image.labels or {}), **options.labels}
             target.image.snapshot = None
         failure = self.lint.failure()
@@ -293,6 +293,8 @@ class Lowering:
             raise failure
         if not target.steps:  # a named context stands for the stage
             self._step(target, 1, 1, target.stage.source, target.stage.location, 0)
+        if options.labels and options.compat == "docker":
+            self._label(target)
         self._settle_platform(target)
         stages: list[StagePlan] = []
         index = 0
@@ -311,6 +313,16 @@ class Lowering:
             tuple(self.context.vertices), tuple(stages), index, target.image_platform(), tuple(self.lint.warnings),
             self.context.epoch, self.unused_args(), tuple(self.context.secrets),
         )  # fmt: skip
+
+    def _label(self, target: State) -> None:
+        """The request's labels as instructions at the end, as the classic builder has them."""
+        for key, value in sorted(self.options.labels.items()):
+            text, before = f"LABEL {key}={value}", len(target.history)
+            target.image.labels = {**(target.image.labels or {}), key: value}
+            target.image.snapshot = None
+            target.commit(self.context.budget, text)
+            number = len(target.steps) + 1
+            self._step(target, number, number, text, Location(0, 0), before)
 
     def _settle_platform(self, target: State) -> None:
         image, wanted = target.image, self.options.platform

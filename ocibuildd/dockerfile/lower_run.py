@@ -23,6 +23,7 @@ PIPES = "/dev/pipes/"
 SECRETS = "/run/secrets/"
 AGENTS = "/run/buildkit/ssh_agent."
 Network = Literal["default", "none", "host"]
+SHELL = ("/bin/sh", "-c")
 _PROXIES = ("http_proxy", "https_proxy", "ftp_proxy", "no_proxy", "all_proxy")
 
 
@@ -32,6 +33,8 @@ def lower_run(context: Context, state: State, command: Command, lint: Linter) ->
     inputs: list[int] = [context.root(state)]
     mounts = _mounts(context, state, command, inputs, lint)
     args, files, summary = _command(state, run)
+    if not args and context.options.compat == "docker":
+        args = (*SHELL, "")  # the classic builder runs what the image runs, which is a shell without input
     shown = " ".join(args)
     args = with_shell(state, args) if run.shell_form else args
     masks = {mount.env: "****" for mount in mounts if mount.type == "secret" and mount.env}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any
 
 from ...model.reference import Reference
@@ -36,6 +37,9 @@ class _Step:
     text: str
     vertex: str
     stage: str = ""
+    line: int = 0
+    trigger: bool = False
+    """It comes from an ONBUILD of the image that the stage begins with."""
     started: bool = False
     headed: bool = False
     running: bool = False
@@ -68,6 +72,8 @@ class ClassicStream:
         self._steps: list[_Step] = []
         self._current = 0
         self._total = 0
+        self._shown: dict[int, int] = {}
+        """The number that a step is shown under; the steps of triggers have none."""
         self._warnings: list[Message] = []
         self._told = ""
         """The last image that was told as ``aux``."""
@@ -76,13 +82,7 @@ class ClassicStream:
         """The messages that become due with this event."""
         kind = event["type"]
         if kind == "build.step":
-            self._total = max(self._total, int(event.get("total", 0)))
-            self._steps.append(
-                _Step(
-                    int(event["step"]), str(event.get("text", "")), str(event.get("vertex", "")),
-                    str(event.get("stage", "")),
-                )
-            )
+            self._announce(event)
             return []
         if kind == "build.done":
             return self._finish(event)
@@ -102,6 +102,19 @@ class ClassicStream:
         elif kind == "step.done":
             self._done(event)
         return [] if self._quiet else self._advance()
+
+    def _announce(self, event: dict[str, Any]) -> None:
+        step = _Step(
+            int(event["step"]), str(event.get("text", "")), str(event.get("vertex", "")),
+            str(event.get("stage", "")), int(event.get("line") or 0),
+        )
+        last = self._steps[-1] if self._steps else None
+        # What an ONBUILD brings in stands where the FROM stands.
+        step.trigger = last is not None and last.line == step.line > 0 and last.stage == step.stage
+        self._steps.append(step)
+        if not step.trigger:
+            self._total += 1
+            self._shown[step.number] = self._total
 
     def _of(self, event: dict[str, Any]) -> list[_Step]:
         """The first step that isn't done yet of the event's vertex: it is the one that runs."""
@@ -156,8 +169,10 @@ class ClassicStream:
         out: list[Message] = []
         if not step.headed:
             step.headed = True
-            out.append({"stream": f"Step {step.number}/{self._total} : {step.text}"})
-            out.append({"stream": "\n"})
+            if not step.trigger:
+                number = self._shown[step.number]
+                out.append({"stream": f"Step {number}/{self._total} : {step.text}"})
+                out.append({"stream": "\n"})
         # A step that was started may still turn out to be cached: what it says, or its end, tells.
         known = step.done or step.held
         if known and step.needs_container and not step.cached and not step.running:
@@ -171,9 +186,17 @@ class ClassicStream:
             out.append({"stream": " ---> Using cache\n"})
         elif step.running and self._remove:
             out.append({"stream": f"Removing intermediate container {self._container(step)}\n"})
-        if step.image:
+        triggers = self._triggers_after(step)
+        if triggers and not step.trigger:
+            plural = "s" if triggers > 1 else ""
+            out.append({"stream": f"# Executing {triggers} build trigger{plural}\n"})
+        elif step.image and not triggers:
             out.append({"stream": f" ---> {step.image.partition(':')[2][:12]}\n"})
         return out
+
+    def _triggers_after(self, step: _Step) -> int:
+        after = self._steps[self._steps.index(step) + 1 :]
+        return len(list(takewhile(lambda each: each.trigger, after)))
 
     def _finish(self, event: dict[str, Any]) -> list[Message]:
         image = str(event.get("image", ""))
