@@ -59,12 +59,14 @@ Options:
   --trace FILE                 Write a timeline (Chrome and Perfetto trace format)
   --reproducible               Clamp timestamps, so that the same input gives the same digest
   --no-new-privileges          Setuid programs in RUN don't elevate
-  --memory SIZE                Memory limit of a step
+  -m, --memory SIZE            Memory limit of a step
   --memory-swap SIZE           Memory and swap limit of a step
   --shm-size SIZE              Size of /dev/shm
   --cpu-quota USEC             CPU time of a step per period
   --cpu-period USEC            The period of --cpu-quota
   --cpuset-cpus LIST           CPUs that steps may use
+  --cpuset-mems LIST           Memory nodes that steps may use
+  -c, --cpu-shares N           CPU weight of a step
   --ulimit LIMIT...            nofile=SOFT[:HARD] of a step
   --timeout SECONDS            End the build after so long
   --step-timeout SECONDS       End a step after so long
@@ -76,6 +78,7 @@ Options:
   --provenance[=SPEC]          Likewise: no attestations are made
   --sbom[=SPEC]                Likewise
   --builder NAME               Likewise: there is one builder
+  --disable-content-trust[=BOOL]  Likewise
   -h, --help                   Print this
 """
 

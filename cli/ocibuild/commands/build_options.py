@@ -84,6 +84,8 @@ def limits(args: Args) -> dict[str, Any]:
         "cpu_quota": integer("--cpu-quota", args.cpu_quota),
         "cpu_period": integer("--cpu-period", args.cpu_period),
         "cpuset_cpus": args.cpuset_cpus,
+        "cpuset_mems": args.cpuset_mems,
+        "cpu_shares": integer("--cpu-shares", args.cpu_shares),
         "step_timeout": integer("--step-timeout", args.step_timeout),
     }
     for item in args.ulimit:

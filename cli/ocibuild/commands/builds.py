@@ -220,6 +220,5 @@ def verify(argv: Sequence[str]) -> int:
 
 def _of_time(file: Sequence[Any]) -> bool:
     kind, path, _, what = file
-    return what == "time" or kind == "times" or (
-        kind == "config" and path.startswith(("created:", "history:"))
-    )
+    in_config = kind == "config" and str(path).startswith(("created:", "history:"))
+    return what == "time" or kind == "times" or in_config
