@@ -126,8 +126,10 @@ def outcome(done: Outcome) -> dict[str, Any]:
 async def prune(request: web.Request) -> web.Response:
     """POST /v1/prune"""
     body = await json_body(request, PruneBody)
-    done = await services(request).maintenance.collect(policies_for(body), dry_run=body.dry_run)
-    return reply(outcome(done))
+    served, policies = services(request), policies_for(body)
+    if body.all and body.what != "images" and not body.dry_run:
+        served.builds.drop_failed()
+    return reply(outcome(await served.maintenance.collect(policies, dry_run=body.dry_run)))
 
 
 class GcBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):

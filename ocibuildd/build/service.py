@@ -210,8 +210,7 @@ class Builds:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
-        for name in list(self._failed):
-            self._drop_failed(name)
+        self.drop_failed()
         await self._solver.close()
         while self._tasks:
             await asyncio.wait(self._tasks)
@@ -333,6 +332,11 @@ class Builds:
             build, failed.vertex, spec, failed.chain, time.time() + ttl, lease, timer
         )
         return True
+
+    def drop_failed(self) -> None:
+        """Give up all that is kept of failed steps (``prune -a``)."""
+        for name in list(self._failed):
+            self._drop_failed(name)
 
     def _drop_failed(self, build: str) -> None:
         kept = self._failed.pop(build, None)

@@ -39,6 +39,10 @@ def test_a_failed_step_can_be_entered_as_it_was(daemon: Any, context: Context) -
     inside = daemon.ok("debug", "--", "sh", "-c", "cat f; echo $A; pwd; echo mine > f")
     assert inside.out == "left\nb\n/w\n"
     assert daemon.ok("debug", "--", "cat", "f").out == "left\n"
+    daemon.ok("builder", "prune", "-af")
+    gone = daemon("debug", "--", "cat", "f")
+    assert gone.code == 125
+    assert "nothing is kept" in gone.err
 
 
 def test_input_signals_and_statuses_reach_a_sandbox(daemon: Any) -> None:
