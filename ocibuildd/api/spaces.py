@@ -12,6 +12,7 @@ import msgspec
 from aiohttp import web
 
 from ..errors import InvalidArgument, NotFound
+from ..image.lookup import familiar
 from ..model.units import parse_duration
 from ..runtime import in_thread
 from ..store.cache_mounts import measure
@@ -163,7 +164,8 @@ def usage_details(found: Usage) -> dict[str, Any]:
     """Each image, record and cache mount."""
     return {
         "images": [
-            {"id": item.image.id, "names": list(item.image.names), "size": item.size,
+            {"id": item.image.id, "names": [familiar(name) for name in item.image.names],
+             "size": item.size,
              "shared": item.shared, "unique": item.unique, "created": item.image.created}
             for item in found.images
         ],
