@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import socket
 import subprocess
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +19,7 @@ from fixtures import (  # noqa: F401
     busybox_tar,
     context,
     daemon,
+    free_port,
     make_daemon,
     registry,
 )
@@ -65,6 +69,47 @@ def docker(daemon: Daemon) -> Docker:  # noqa: F811
         "DOCKER_CLI_HINTS": "false",
     }
     return Docker(program, env)
+
+
+USER, PASSWORD = "user", "pa:ss"
+
+
+@pytest.fixture(scope="session")
+def closed_registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A docker-registry that wants a name and a password: ``127.0.0.1:PORT``."""
+    root, port = tmp_path_factory.mktemp("closed"), free_port()
+    users = subprocess.run(
+        ["htpasswd", "-Bbn", USER, PASSWORD], capture_output=True, check=True
+    ).stdout
+    (root / "users").write_bytes(users)
+    (root / "config.yml").write_text(
+        f"version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {root}/data}}}}\n"
+        f"auth: {{htpasswd: {{realm: test, path: {root}/users}}}}\n"
+        f'http: {{addr: "127.0.0.1:{port}"}}\n'
+    )
+    with (root / "log").open("wb") as log:
+        process = subprocess.Popen(
+            ["docker-registry", "serve", str(root / "config.yml")], stdout=log, stderr=log
+        )
+    try:
+        deadline = time.monotonic() + 10
+        while True:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+                break
+            assert time.monotonic() < deadline, (root / "log").read_text()
+            time.sleep(0.05)
+        yield f"127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+@pytest.fixture
+def signed_in(docker: Docker, closed_registry: str) -> Iterator[str]:
+    """The closed registry's name, with the CLI signed in to it."""
+    docker.ok("login", "-u", USER, "--password-stdin", closed_registry, stdin=PASSWORD.encode())
+    yield closed_registry
+    docker.ok("logout", closed_registry)
 
 
 @pytest.fixture

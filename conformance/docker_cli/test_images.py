@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
+import subprocess
+import tarfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -45,8 +49,9 @@ def test_images_lists_filters_and_shows_intermediate_ones(docker: Any, image: st
 
 def test_history_walks_the_instructions(docker: Any, image: str) -> None:
     lines = docker.ok("history", "--no-trunc", image).out.splitlines()
-    assert "CMD" in lines[1]
-    assert "echo layer > /layer" in lines[2] + lines[3]
+    assert "LABEL k=v" in lines[1]
+    assert "CMD" in lines[2]
+    assert "echo layer > /layer" in lines[3]
     assert lines[1].startswith(json.loads(docker.ok("inspect", image).out)[0]["Id"])
 
 
@@ -134,3 +139,116 @@ def test_events_of_the_past_are_told(docker: Any, image: str) -> None:
 def test_login_against_nothing_fails_and_stores_nothing(docker: Any) -> None:
     refused = docker("login", "-u", "x", "-p", "y", "127.0.0.1:1")
     assert refused.code == 1
+
+
+def test_rmi_and_inspect_of_what_is_not_there_say_so(docker: Any) -> None:
+    gone = docker("rmi", "nosuch")
+    assert gone.code == 1
+    assert "Error response from daemon: No such image: nosuch:latest\n" in gone.err
+    missing = docker("inspect", "nosuch")
+    assert missing.code == 1
+    assert "no such object: nosuch" in missing.err.lower()
+    assert docker("image", "inspect", "nosuch").err.lower().count("no such image: nosuch") == 1
+
+
+def test_save_of_several_and_a_quiet_load(docker: Any, image: str, tmp_path: Path) -> None:
+    docker.ok("tag", image, "cap/two:x")
+    archive = tmp_path / "two.tar"
+    docker.ok("save", "-o", archive, image, "cap/two:x")
+    with tarfile.open(archive) as opened:
+        names = opened.getnames()
+        member = opened.extractfile("manifest.json")
+        assert member is not None
+        tags = sorted(tag for item in json.load(member) for tag in item["RepoTags"])
+    assert "repositories" in names
+    assert tags == ["cap/image:v", "cap/two:x"]
+    done = docker.ok("load", "-q", "-i", archive)
+    assert sorted(done.out.splitlines()) == [f"Loaded image: {tag}" for tag in tags]
+
+
+def test_a_compressed_archive_loads_from_standard_input(docker: Any, image: str) -> None:
+    saved = subprocess.run(
+        [docker.program, "save", image], env=docker.env, capture_output=True, check=True
+    ).stdout
+    assert f"Loaded image: {image}\n" in docker.ok("load", stdin=gzip.compress(saved, 1)).out
+
+
+def test_what_is_no_archive_does_not_load(docker: Any, tmp_path: Path) -> None:
+    (tmp_path / "no.tar").write_text("this is no archive" * 99)
+    assert docker("load", "-i", tmp_path / "no.tar").code == 1
+
+
+def test_image_prune_takes_dangling_images_and_all_where_asked(
+    docker: Any, dockerfile: Files
+) -> None:
+    path = dockerfile("FROM busybox\nRUN echo prune > /prune\n")
+    dangling = docker.ok("build", "-q", path).out.strip()
+    pruned = docker.ok("image", "prune", "-f").out
+    assert pruned.startswith("Deleted Images:\n")
+    assert f"deleted: {dangling}\n" in pruned
+    assert re.search(r"\nTotal reclaimed space: [\d.]+k?M?B\n\Z", pruned)
+    young = docker.ok("image", "prune", "-a", "-f", "--filter", "until=24h")
+    assert young.out == "Total reclaimed space: 0B\n"
+
+
+def test_builder_prune_empties_the_cache(docker: Any, dockerfile: Files) -> None:
+    path = dockerfile("FROM busybox\nRUN echo builder-prune > /p\n")
+    docker.ok("rmi", docker.ok("build", "-q", path).out.strip())
+    kept = docker.ok("builder", "prune", "-af", "--filter", "until=24h", "--keep-storage", "1GB")
+    assert re.search(r"^Total( reclaimed space)?: ", kept.out, re.MULTILINE)
+    docker.ok("builder", "prune", "-af")
+    assert "Using cache" not in docker.ok("build", path).out
+
+
+def test_system_df_and_system_prune_have_dockers_shape(docker: Any, image: str) -> None:
+    lines = docker.ok("system", "df").out.splitlines()
+    kinds = ["TYPE", "Images", "Containers", "Local Volumes", "Build Cache"]
+    assert [re.split(r"  +", line)[0] for line in lines] == kinds
+    verbose = docker.ok("system", "df", "-v").out
+    for title in ("Images", "Containers", "Local Volumes"):
+        assert f"{title} space usage:\n" in verbose
+    assert "Build cache usage: " in verbose
+    assert re.search(r"\nTotal reclaimed space: \S+\n\Z", "\n" + docker.ok("system", "prune", "-f").out)
+
+
+def test_events_tell_of_tags_and_follow(docker: Any, image: str) -> None:
+    docker.ok("tag", image, "cap/event:one")
+    until = str(int(time.time()) + 2)  # followed for a while: it ends by itself
+    options = ["--since", "1h", "--until", until, "--filter", "type=image"]
+    out = docker.ok("events", *options, "--format", "{{json .}}").out
+    events = [json.loads(line) for line in out.splitlines()]
+    tags = [event for event in events if event["Action"] == "tag"]
+    assert any(event["Actor"]["Attributes"]["name"] == "cap/event:one" for event in tags)
+    assert {"Type", "Action", "Actor", "scope", "time", "timeNano"} <= set(tags[-1])
+
+
+def test_info_has_what_the_cli_shows(docker: Any) -> None:
+    info = json.loads(docker.ok("info", "--format", "{{json .}}").out)
+    assert info["OSType"] == "linux"
+    assert info["NCPU"] >= 1
+    assert info["Images"] >= 1
+    assert "name=rootless" in info["SecurityOptions"]
+    assert info["Swarm"]["LocalNodeState"] == "inactive"
+    assert not info.get("ServerErrors")
+
+
+def test_commit_names_the_container_that_is_not_there(docker: Any) -> None:
+    done = docker("commit", "nosuch")
+    assert done.code == 1
+    assert "No such container: nosuch" in done.err
+
+
+def test_history_and_inspect_are_the_classic_builders(docker: Any, dockerfile: Files) -> None:
+    path = dockerfile('FROM busybox\nARG A=1\nRUN echo $A > /a\nCOPY f /f\nCMD ["sh"]\n', f="x")
+    docker.ok("build", "-t", "cap/classic", "--build-arg", "A=3", path)
+    created = docker.ok(
+        "history", "--no-trunc", "--format", "{{.CreatedBy}}", "cap/classic"
+    ).out.splitlines()
+    assert created[0] == '/bin/sh -c #(nop)  CMD ["sh"]'
+    assert re.fullmatch(r"/bin/sh -c #\(nop\) COPY file:[0-9a-f]{64} in /f ", created[1])
+    assert created[2] == "|1 A=3 /bin/sh -c echo $A > /a"
+    assert created[3] == "/bin/sh -c #(nop)  ARG A=1"
+    body = json.loads(docker.ok("inspect", "cap/classic").out)[0]
+    ids = docker.ok("history", "--no-trunc", "-q", "cap/classic").out.split()
+    assert body["Id"] == ids[0]
+    assert body["Parent"] == ids[1]

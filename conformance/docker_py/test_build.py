@@ -190,7 +190,7 @@ def test_a_custom_context_of_a_stated_encoding_is_taken(api: Any, encoding: str)
 
 
 def test_an_invalid_platform_is_refused(api: Any) -> None:
-    with pytest.raises(docker.errors.APIError, match="unknown operating system|invalid platform"):
+    with pytest.raises(docker.errors.APIError, match=r"unknown operating system|invalid platform"):
         build(api, "FROM busybox\n", platform="foobar")
 
 

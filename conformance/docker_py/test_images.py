@@ -51,7 +51,7 @@ def test_a_pull_streams_messages(api: Any, remote: str) -> None:
 
 
 def test_a_pull_for_an_invalid_platform_is_refused(api: Any, remote: str) -> None:
-    with pytest.raises(docker.errors.APIError, match="unknown operating system|invalid platform"):
+    with pytest.raises(docker.errors.APIError, match=r"unknown operating system|invalid platform"):
         api.pull(remote, platform="foobar")
 
 

@@ -28,7 +28,7 @@ def test_a_build_gives_an_image(client: Any, run: Run) -> None:
 
 
 def test_a_bad_dockerfile_is_an_error(client: Any) -> None:
-    with pytest.raises(docker.errors.APIError, match="(?i)unknown instruction: NOTADOCKERFILE"):
+    with pytest.raises(docker.errors.APIError, match=r"(?i)unknown instruction: NOTADOCKERFILE"):
         client.images.build(fileobj=io.BytesIO(b"FROM busybox\nNOTADOCKERFILECOMMAND\n"))
 
 

@@ -206,7 +206,10 @@ def lower_arg(context: Context, state: State, arg: Arg, lint: Linter) -> None:
             if pair.key not in NOT_IN_ENV:
                 state.set_env(pair.key, value)
         state.build_args.append(ArgPair(pair.key, value, pair.comment))
-        texts.append(pair.key if value is None else f"{pair.key}={value}")
+        shown = value
+        if context.options.compat == "docker":  # the classic builder repeats what is written
+            shown = None if pair.value is None else to_utf8(pair.value)
+        texts.append(pair.key if shown is None else f"{pair.key}={shown}")
     state.commit(context.budget, "ARG " + " ".join(texts))
 
 

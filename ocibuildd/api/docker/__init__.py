@@ -62,7 +62,7 @@ class DockerApi:
         self._system = System(root, lambda: len(images.list(all=True, filters={})))
         self._build = Build(builds, peer, images)
         self._images = Images(images, registry, self.events)
-        self._transfer = Transfer(images, self.events)
+        self._transfer = Transfer(images, registry, self.events)
         self._space = Space(images, maintenance, registry)
 
     def routes(self) -> list[tuple[str, str, Handler]]:

@@ -19,6 +19,8 @@ from .protocol import HUB_KEYS, ApiError, filters, flag, number, reply
 BUILD_PRUNE_FILTERS = frozenset(
     {"until", "id", "parent", "type", "description", "inuse", "shared", "private", "unused-for"}
 )
+LOOPBACK = ("localhost", "127.", "[::1]")
+"""Registries that are spoken to without TLS unless the configuration says otherwise."""
 AUTH_LIMIT = 64 << 10
 RECORD_TYPES = {"image": "regular", "run": "regular", "copy": "regular", "context": "source.local"}
 
@@ -101,5 +103,6 @@ class Space:
         except BuildError as error:
             words = "401 Unauthorized" if error.code == "unauthorized" else error.message
             status = 401 if error.code == "unauthorized" else 500
-            raise ApiError(status, f"login attempt to {domain} failed with status: {words}") from None
+            url = f"{'http' if domain.startswith(LOOPBACK) else 'https'}://{domain}/v2/"
+            raise ApiError(status, f"login attempt to {url} failed with status: {words}") from None
         return reply({"IdentityToken": "", "Status": "Login Succeeded"})

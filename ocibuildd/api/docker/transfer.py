@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from dataclasses import replace
 from typing import Any
 
@@ -19,6 +19,8 @@ from .protocol import HEADERS, ApiError, JsonStream, flag, registry_auth
 
 READ_SIZE = 1 << 18
 BAR = 50
+MAX_TAGS = 1000
+NO_CREDENTIALS = "no credentials for it"
 PULL_WORDS = {
     "waiting": "Pulling fs layer", "downloading": "Downloading", "extracting": "Extracting", "done": "Pull complete",
     "exists": "Already exists",
@@ -53,16 +55,23 @@ def layer_message(words: dict[str, str], **status: Any) -> dict[str, Any]:
     return {"status": word, "progressDetail": {}, "id": name}
 
 
+def pulled_status(name: str, *, fresh: bool) -> dict[str, str]:
+    """The last line of a pull."""
+    words = "Downloaded newer image" if fresh else "Image is up to date"
+    return {"status": f"Status: {words} for {name}"}
+
+
 class Progress:
     """Messages that a service emits from inside, sent in order by the handler."""
 
-    def __init__(self, stream: JsonStream, words: dict[str, str]):
+    def __init__(self, stream: JsonStream, words: dict[str, str], hidden: Collection[str] = ()):
         import asyncio
 
         self._queue: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
         self._stream = stream
         self._words = words
         self._last: dict[str, tuple[str, int]] = {}
+        self._hidden = hidden
 
     def emit(self, kind: str, /, **fields: Any) -> None:
         """As the services call it; a layer's progress is told at most 50 times."""
@@ -71,7 +80,7 @@ class Progress:
         name, text = str(fields.get("id", "")), str(fields.get("text", ""))
         total = int(fields.get("total") or 0)
         step = int(fields.get("current") or 0) * BAR // total if total else 0
-        if self._last.get(name) == (text, step):
+        if name in self._hidden or self._last.get(name) == (text, step):
             return
         self._last[name] = (text, step)
         self._queue.put_nowait(layer_message(self._words, **fields))
@@ -93,10 +102,11 @@ class Progress:
 
 
 class Transfer:
-    """Handlers that move images.  ``images``: image.service.Images."""
+    """Handlers that move images.  ``images``: image.service.Images; ``registry``: for lists of tags."""
 
-    def __init__(self, images: Any, events: Events):
+    def __init__(self, images: Any, registry: Any, events: Events):
         self._images = images
+        self._registry = registry
         self._events = events
 
     async def create(self, request: web.Request) -> web.StreamResponse:
@@ -120,26 +130,37 @@ class Transfer:
             raise ApiError(400, str(error)) from None
         if tag or digest:
             reference = replace(reference, tag=tag, digest=digest)
-        everything = not (reference.tag or reference.digest)
+        options = {"auth": registry_auth(request, reference.domain), "platform": platform}
         stream = JsonStream(request)
-        progress = Progress(stream, PULL_WORDS)
-        options = {"auth": registry_auth(request, reference.domain), "emit": progress.emit, "platform": platform}
-        stream.prelude({"status": f"Pulling from {reference.path}", "id": reference.tag or str(reference.digest or "")})
         try:
-            if everything:
-                pulled = await progress.run(self._images.pull_all(reference, **options))
+            if reference.tag or reference.digest:
+                await self._pull_one(stream, reference, options, status=True)
             else:
-                pulled = [await progress.run(self._images.pull(reference, **options))]
+                tags = await self._registry.tags(reference, auth=options["auth"])
+                fresh = [
+                    await self._pull_one(stream, replace(reference, tag=tag), options)
+                    for tag in tags[:MAX_TAGS]
+                ]
+                await stream.send(pulled_status(reference.familiar_name, fresh=any(fresh)))
         except BuildError as error:
             if not stream.started:
                 raise self._refused(error, reference) from None
             await stream.fail(error)
-            return await stream.end()
-        for item in pulled:
-            words = "Downloaded newer image" if item.fresh else "Image is up to date"
-            await stream.send({"status": f"Digest: {item.digest}"}, {"status": f"Status: {words} for {item.reference}"})
-            self._events.image("pull", str(item.id), item.reference)
         return await stream.end()
+
+    async def _pull_one(
+        self, stream: JsonStream, reference: Reference, options: dict[str, Any], *, status: bool = False
+    ) -> bool:
+        """Pull one tag; was anything new?"""
+        progress = Progress(stream, PULL_WORDS)
+        name = reference.tag or str(reference.digest or "")
+        stream.prelude({"status": f"Pulling from {reference.path}", "id": name})
+        item = await progress.run(self._images.pull(reference, emit=progress.emit, **options))
+        await stream.send({"status": f"Digest: {item.digest}"})
+        if status:
+            await stream.send(pulled_status(item.reference, fresh=item.fresh))
+        self._events.image("pull", str(item.id), item.reference)
+        return bool(item.fresh)
 
     @staticmethod
     def _refused(error: BuildError, reference: Reference) -> ApiError:
@@ -179,9 +200,11 @@ class Transfer:
             raise ApiError(400, str(error)) from None
         tag = request.query.get("tag", "") or reference.tag
         stream = JsonStream(request)
-        progress = Progress(stream, PUSH_WORDS)
-        options = {"auth": registry_auth(request, reference.domain), "emit": progress.emit}
         name = reference.familiar_name
+        # A config is no layer: Docker doesn't tell of it.
+        images = self._images.list(all=False, filters={"reference": [name]})
+        progress = Progress(stream, PUSH_WORDS, {image.id.short for image in images})
+        options = {"auth": registry_auth(request, reference.domain), "emit": progress.emit}
         if tag:
             self._known(f"{name}:{tag}")
         await stream.send({"status": f"The push refers to repository [{reference.repository}]"})
@@ -191,6 +214,8 @@ class Transfer:
             else:
                 pushed = await progress.run(self._images.push_all(name, **options))
         except BuildError as error:
+            if NO_CREDENTIALS in error.message:
+                error = BuildError("no basic auth credentials")
             await stream.fail(error)
             return await stream.end()
         for item in pushed:
