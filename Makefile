@@ -14,6 +14,7 @@ demo:
 test:
 	@.ci/setup test
 	@.ci/as-user .ci/test
+	@.ci/as-root
 
 test-all:
 	@.ci/setup test
