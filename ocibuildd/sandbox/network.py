@@ -42,7 +42,7 @@ from typing import Any, Literal
 from .. import syscalls
 from ..errors import Unavailable, Unsupported
 from . import network_dns, wire
-from .network_rtnl import Address
+from .network_rtnl import Address, Rtnl
 from .network_rules import FORWARDER
 from .network_uplink import Settings, supervise
 from .network_worker import work
@@ -133,44 +133,81 @@ class Network:
         self._found = network_dns.Resolvers()
         self._told: tuple[Address, ...] = ()
         self._error = ""
+        self._candidates: deque[Mode] = deque()
+        self._problems: list[str] = []
+        self._deadline = 0.0
 
     # --- life ----------------------------------------------------------------------------------------
 
     def start(self) -> Mode:
-        """Make N0 and its uplink (blocks up to some 100 ms); ``describe()`` says why it is "none".
+        """Begin to make N0 and its uplink, and return what it is to be (``starting`` until it is so).
 
-        Raises nothing for lack of pasta, tun or nftables: then the mode is "none" and "default"
-        leases raise Unsupported with the reason."""
-        candidates: list[Mode] = ["pasta", "slirp4netns"]
-        if self._wanted_mode is not None:
-            candidates = [] if self._wanted_mode == "none" else [self._wanted_mode]
-            self.reason = "" if candidates else "switched off by the configuration"
-        problems: list[str] = []
+        Raises nothing for lack of pasta, tun or nftables: then the mode is "none", ``describe()`` says why, and
+        "default" leases raise Unsupported with the reason."""
+        wanted: list[Mode] = ["pasta", "slirp4netns"] if self._wanted_mode is None else [self._wanted_mode]
+        self._problems = []
         self._retry_at = 0.0
-        if candidates and (problem := tun_problem()):
-            problems.append(problem)
+        self.reason = self.fix = ""
+        if wanted == ["none"]:
+            self.reason = "switched off by the configuration"
+        elif problem := tun_problem():
+            self._problems.append(problem)
             self.fix = f"chmod 666 {TUN} (and load the module tun)"
-            candidates = []
-        for candidate in candidates:
-            if not find_program(candidate):
-                problems.append(f"{candidate} is not installed")
-                self.fix = self.fix or "install passt (it has pasta)"
-            elif problem := self._launch(candidate):
-                problems.append(problem)
-                self._retry_at = time.monotonic() + RETRY_AFTER
-                self.fix = self.fix or "see the message; the kernel needs veth and nftables (nft_masq)"
-            else:
-                self.reason = self.fix = ""
-                return self.mode
-        self.reason = self.reason or "; ".join(problems)
-        if problem := self._launch("none"):
-            self.reason = f"{self.reason}; {problem}"
+        else:
+            self._candidates = deque(wanted)
+        self._next()
         return self.mode
 
+    def _next(self) -> None:
+        """Start the next candidate that may work, else none."""
+        while self._candidates:
+            candidate = self._candidates.popleft()
+            if not find_program(candidate):
+                self._problems.append(f"{candidate} is not installed")
+                self.fix = self.fix or "install passt (it has pasta)"
+            elif problem := self._launch(candidate):
+                self._came_to_nothing(problem)
+            else:
+                return
+        self.reason = self.reason or "; ".join(self._problems)
+        if problem := self._launch("none"):
+            self.reason = f"{self.reason}; {problem}"
+
+    def _came_to_nothing(self, problem: str) -> None:
+        self._problems.append(problem)
+        self._retry_at = time.monotonic() + RETRY_AFTER
+        self.fix = self.fix or "see the message; the kernel needs veth and nftables (nft_masq)"
+
+    @property
+    def starting(self) -> bool:
+        """Whether it isn't known yet if the mode works."""
+        return self._sock is not None and not self._up and time.monotonic() < self._deadline
+
+    def settle(self) -> Mode:
+        """Wait until the mode works or another one does (some 300 ms from the start).  Returns it."""
+        while self._sock is not None and not self._up:
+            if (problem := self._receive(self._deadline)) is not None:
+                self._ended(problem)
+        return self.mode
+
+    def _ended(self, problem: str) -> None:
+        """The worker is gone, or of no use."""
+        before, self._up = self._up, False
+        self._stop()
+        if before:
+            self.warnings.append("the network's worker ended and is started again")
+        elif self.mode == "none":
+            self.warnings.append(problem)
+        else:
+            self._came_to_nothing(problem)
+            self._next()
+
     def _launch(self, mode: Mode) -> str:
-        """Start the processes and wait until they are ready.  Returns what went wrong, or ""."""
+        """Start the processes.  Returns what went wrong, or ""."""
         self._stop()
         self.mode = mode
+        with Rtnl() as netlink:
+            self._own = tuple(address for _, address in netlink.addresses())
         self._read_resolvers(mode)
         self._told = self._resolvers(mode).servers
         settings = Settings(
@@ -194,12 +231,7 @@ class Network:
         theirs.close()
         self._generation += 1
         self._pid, self._pidfd, self._sock = pid, os.pidfd_open(pid), ours
-        deadline = time.monotonic() + START_TIMEOUT
-        while not self._up:
-            if (problem := self._receive(deadline)) is not None:
-                self._stop()
-                return problem
-        self._ask()
+        self._deadline = time.monotonic() + START_TIMEOUT
         return ""
 
     def _stop(self) -> None:
@@ -239,13 +271,10 @@ class Network:
         return {self._pid} if self._pid else set()
 
     def handle(self) -> None:
-        """Take in new pairs, notice a dead worker and start it again (which blocks up to some
-        100 ms).  Else it never blocks."""
+        """Take in new pairs, notice a dead worker and start it again.  Never blocks."""
         while self._sock is not None and select.select([self._sock], [], [], 0)[0]:
-            if self._receive(time.monotonic()) is not None:
-                self._stop()
-                self.warnings.append("the network's worker ended and is started again")
-                break
+            if (problem := self._receive(time.monotonic())) is not None:
+                self._ended(problem)
         if self._sock is None:
             self._restart()
 
@@ -254,8 +283,9 @@ class Network:
         if self._closed or now < self._restart_at:
             return
         self._restart_at = now + RESTART_AFTER
-        if problem := self._launch(self.mode):
-            self.warnings.append(problem)
+        self._problems = []
+        self._candidates = deque([] if self.mode == "none" else [self.mode])
+        self._next()
 
     # --- pairs ---------------------------------------------------------------------------------------
 
@@ -287,9 +317,12 @@ class Network:
             return str(message["failed"])
         if "ready" in message:
             self._up, self._facts = True, message
-            self._own = tuple(ipaddress.ip_address(text) for text in message["host"])
-            if self._resolvers(self.mode).servers != self._told:
-                self._tell_resolvers()
+            if self.mode != "none":
+                self._own = tuple(ipaddress.ip_address(text) for text in message["host"])
+                if self._resolvers(self.mode).servers != self._told:
+                    self._tell_resolvers()
+                self.reason = self.fix = ""
+            self._ask()
         if "warning" in message:
             self.warnings.append(message["warning"])
         if "pair" in message:
@@ -309,13 +342,13 @@ class Network:
         ))
 
     def lease(self, kind: Kind) -> NetnsLease:
-        """A fresh pair; waits (≤ 5 s) only when the pool is empty.  "host" has no netns.
+        """A fresh pair; waits (≤ 5 s) only when the pool is empty, "default" also while ``starting``.  "host" has
+        no netns.
 
         Raises Unsupported (no network here, with the fix as hint), Unavailable (being restarted)."""
         if kind == "default" and self.mode == "none" and 0 < self._retry_at < time.monotonic():
-            self.reason = self.fix = ""
             self.start()
-        if kind == "default" and self.mode == "none":
+        if kind == "default" and self.settle() == "none":
             raise Unsupported(
                 f"network for a build step: {self.reason or 'there is none'}",
                 hint=self.fix or "use --network=none, or --network=host with its entitlement",
@@ -346,7 +379,11 @@ class Network:
         while True:
             problem = self._receive(deadline)
             if problem is not None:
-                raise Unavailable(f"network for a build step: {problem}")
+                self._ended(problem)
+                if kind in POOLED or self._sock is None:
+                    raise Unavailable(f"network for a build step: {problem}")
+                wire.send(self._sock, {"want": kind})  # to the worker of the next candidate
+                continue
             if self._error:
                 raise Unavailable(f"network for a build step: {self._error}")
             found = self._pop(kind)
@@ -408,7 +445,7 @@ class Network:
         return network_dns.hosts(hostname, own, extra)
 
     def describe(self) -> dict[str, Any]:
-        """{mode, reason, fix, uplink, prefix, ipv6, resolvers, pool} for ``ocibuild info`` and doctor."""
+        """{mode, reason, fix, uplink, prefix, ipv6, resolvers, pool, warnings} for ``ocibuild info`` and doctor."""
         return {
             "mode": self.mode, "reason": self.reason, "fix": self.fix,
             "uplink": find_program(self.mode) if self.mode != "none" else "",

@@ -2,7 +2,9 @@
 
 It is single-threaded, in U0, and forks a short-lived child for each pair, since only a process inside a
 user namespace can create network namespaces that belong to it.  A pair takes some 3 ms of which a build
-step sees nothing: nsd keeps a few in store.
+step sees nothing: nsd keeps a few in store.  Its netlink messages are written by hand (``network_rtnl``): with
+pyroute2 a pair would take 15 ms more, and this process 25 MiB.  What is done once, links, routes and rules of N0, is
+done with pyroute2 by ``network_setup``, in a process that this one forks and that ends.
 """
 
 from __future__ import annotations
@@ -13,7 +15,6 @@ import os
 import select
 import socket
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,30 +22,19 @@ from typing import Any
 from .. import syscalls
 from . import network_rtnl as rtnl
 from . import wire
-from .network_rtnl import Address, IpNetwork, Rtnl
-from .network_rules import FORWARDER, SANDBOX, UPLINK, apply, rules
+from .network_plan import PREFIXES, SLOTS, Plan, length, plan
+from .network_rtnl import Address, Rtnl
+from .network_rules import FORWARDER, SANDBOX, UPLINK
 from .network_uplink import MTU, NETNS_FILE, Settings, fork
 
 UPLINK_TIMEOUT = 5.0
 """Seconds that the uplink has to come up."""
-SECOND_FAMILY = 0.3
-"""Seconds that the other address family has to follow, where the host has both."""
-SLOTS = 1 << 15
-"""Pairs of addresses in a /16."""
 FIRST_INDEX = 16
 """Interface indices of N0's ends: slot + this."""
 SLOT_TRIES = 64
 NICE = 5
 """Filling the pool must not slow the step down that has just taken from it."""
 GUEST_INTERFACE, GUEST_INDEX, LOOPBACK_INDEX = "eth0", 2, 1
-
-PREFIXES = tuple(
-    ipaddress.IPv4Network(text)
-    for text in ("10.233.0.0/16", "10.91.0.0/16", "172.30.0.0/16", "10.177.0.0/16", "198.18.0.0/16")
-)
-"""For the sandboxes' addresses: the first that the host has no route into."""
-PREFIX6 = ipaddress.IPv6Network("fd6f:6369:6275::/64")
-"""A unique local prefix (RFC 4193); it is translated and never leaves the machine."""
 
 N0_SYSCTLS = {
     "net/ipv4/ip_forward": "1",
@@ -56,15 +46,6 @@ N0_SYSCTLS = {
     "net/ipv4/conf/default/accept_redirects": "0",
     "net/ipv6/conf/default/accept_redirects": "0",
 }
-
-
-def choose_prefix(routes: Sequence[IpNetwork], host: Sequence[Address]) -> ipaddress.IPv4Network:
-    """The first of ``PREFIXES`` that no route of the host (but a default one) and no address touches."""
-    taken = [net for net in routes if net.version == 4 and net.prefixlen]
-    for prefix in PREFIXES:
-        if not any(prefix.overlaps(net) for net in taken) and not any(a in prefix for a in host):
-            return prefix
-    return PREFIXES[-1]
 
 
 def sysctl(name: str, value: str) -> bool:
@@ -82,109 +63,118 @@ def sysctl(name: str, value: str) -> bool:
         os.close(fd)
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What a pair is to be.  addresses: of N0's end and of the sandbox's, per family."""
-
-    slot: int
-    inner: tuple[Address, ...] = ()
-    outer: tuple[Address, ...] = ()
-
-
-def plan(slot: int, prefix: ipaddress.IPv4Network, ipv6: bool) -> Plan:
-    """A /31 (RFC 3021) and a /127 (RFC 6164) for a slot: N0 has the even address."""
-    outer: list[Address] = [prefix[2 * slot]]
-    inner: list[Address] = [prefix[2 * slot + 1]]
-    if ipv6:
-        outer.append(PREFIX6[2 * slot + 0x10000])
-        inner.append(PREFIX6[2 * slot + 0x10001])
-    return Plan(slot, tuple(inner), tuple(outer))
-
-
-def _length(address: Address) -> int:
-    return 31 if address.version == 4 else 127
-
-
 @dataclass(slots=True)
 class Worker:
-    """The state of the process."""
+    """The state of the process.
+
+    setup: our end to the process that is setting N0 up, or changing its rules; stale: the rules must be changed
+    once more after it."""
 
     settings: Settings
     nsd: socket.socket
     link: socket.socket
+    deadline: float
     netlink: Rtnl | None = None
+    setup: socket.socket | None = None
+    setup_pid: int = 0
     prefix: ipaddress.IPv4Network = PREFIXES[0]
     host: list[Address] = field(default_factory=list)
     resolvers: list[Address] = field(default_factory=list)
     ipv6: bool = False
     fib: bool = True
     ready: bool = False
+    stale: bool = False
     slot: int = -1
 
     # --- N0 ------------------------------------------------------------------------------------------
 
     def set_up(self) -> None:
-        """Make N0 and wait for its uplink.  Raises OSError."""
-        with Rtnl() as host:
-            routes = host.routes()
+        """Make N0, let another process set it up, and the uplink begin.  Raises OSError."""
+        self.resolvers = [ipaddress.ip_address(text) for text in self.settings.resolvers]
+        self.fork_setup(None)  # it looks at the host's routes first
         syscalls.unshare(syscalls.CLONE_NEWNET)
         for name, value in N0_SYSCTLS.items():
             sysctl(name, value)
         if Path("/proc/sys/net/ipv4/ip_forward").read_text("ascii").strip() != "1":
             raise OSError(30, "net.ipv4.ip_forward can't be set: /proc/sys is read-only")
         self.netlink = Rtnl()
-        self.netlink.request([rtnl.link_up(LOOPBACK_INDEX)])
         Path(NETNS_FILE).touch()
         syscalls.mount("/proc/self/ns/net", NETNS_FILE, "", syscalls.MS_BIND)
         wire.send(self.link, {"begin": True})
-        self.resolvers = [ipaddress.ip_address(text) for text in self.settings.resolvers]
-        deadline = time.monotonic() + UPLINK_TIMEOUT
-        while not self.host:
-            self.heard(deadline)
-        self.prefix = choose_prefix(routes, self.host)
-        self.protect()
-        self.await_uplink(deadline, {net.version for net in routes if not net.prefixlen})
 
-    def await_uplink(self, deadline: float, expected: set[int]) -> None:
-        """Until N0 has default routes as the host has.  Raises OSError when the uplink ends, or takes
-        too long."""
-        assert self.netlink is not None
-        pause, enough = 0.002, 0.0
-        while True:
-            defaults = {net.version for net in self.netlink.routes() if not net.prefixlen}
-            if defaults:
-                enough = enough or time.monotonic() + SECOND_FAMILY
-                if defaults >= expected or time.monotonic() > enough:
-                    self.ipv6 = 6 in defaults
-                    return
-            if select.select([self.link], [], [], pause)[0]:
-                self.heard(deadline)
-            elif time.monotonic() > deadline:
-                raise OSError(110, f"{self.settings.mode} did not come up within {UPLINK_TIMEOUT:.0f} s")
-            pause = min(pause * 1.5, 0.05)
+    def fork_setup(self, fib: bool | None) -> None:
+        """Start a process of ``network_setup``: pyroute2's memory is gone with it."""
+        ours, theirs = wire.pair()
+        mode, deadline = self.settings.mode, self.deadline
+
+        def body() -> None:
+            from . import network_setup
+
+            network_setup.run(theirs, mode, deadline, fib)
+
+        self.setup_pid = fork("ocibuildd-setup", {theirs.fileno()}, body)
+        theirs.close()
+        self.setup = ours
 
     def protect(self) -> None:
-        """Put the rules in place.  Raises OSError where the kernel has no nftables."""
-        try:
-            apply(rules(self.host, self.resolvers, fib=self.fib))
-        except OSError:
-            if not self.fib:
-                raise
-            self.fib = False
-            apply(rules(self.host, self.resolvers, fib=False))
+        """Have the rules changed, after what is going on already."""
+        if self.setup is not None:
+            self.stale = self.stale or self.ready or bool(self.host)
+            return
+        self.fork_setup(self.fib)
+        self.tell_setup()
 
-    def heard(self, deadline: float) -> None:
+    def tell_setup(self) -> None:
+        """Give the process what the rules are made of."""
+        assert self.setup is not None
+        host, resolvers = ([str(a) for a in found] for found in (self.host, self.resolvers))
+        wire.send(self.setup, {"host": host, "resolvers": resolvers})
+
+    def set_up_done(self) -> None:
+        """The process has answered or ended.  Raises OSError when N0 could not be made."""
+        assert self.setup is not None
+        try:
+            received = wire.receive(self.setup)
+        except ConnectionResetError:
+            received = None
+        answer: dict[str, Any] = {"failed": "the set-up ended early"} if received is None else received[0]
+        self.setup.close()
+        self.setup = None
+        os.waitpid(self.setup_pid, 0)
+        if "failed" in answer:
+            if not self.ready:
+                raise OSError(5, answer["failed"])
+            wire.send(self.nsd, {"warning": f"the network's rules stay as they were: {answer['failed']}"})
+            return
+        self.fib = answer["fib"]
+        if not self.ready:
+            self.prefix, self.ipv6 = ipaddress.IPv4Network(answer["prefix"]), answer["ipv6"]
+            self.tell_ready()
+        if self.stale:
+            self.stale = False
+            self.protect()
+
+    def tell_ready(self) -> None:
+        """Let nsd know."""
+        self.ready = True
+        network = self.settings.mode != "none"
+        wire.send(self.nsd, {
+            "ready": self.settings.mode, "prefix": str(self.prefix) if network else "",
+            "ipv6": self.ipv6, "uplink": UPLINK, "host": [str(a) for a in self.host],
+        })
+
+    def heard(self) -> None:
         """One message of the supervisor.  Raises OSError: the uplink ended before it was up."""
-        wait = max(0.0, deadline - time.monotonic())
-        if not select.select([self.link], [], [], wait)[0]:
-            raise OSError(110, "the host's addresses did not come")
         received = wire.receive(self.link)
         if received is None:
             raise OSError(32, "the supervisor is gone")
         message = received[0]
         if "host" in message:
+            first = not self.host and not self.ready
             self.host = [ipaddress.ip_address(text) for text in message["host"]]
-            if self.ready:
+            if first:
+                self.tell_setup()
+            else:
                 self.protect()
         if message.get("uplink") == "down":
             said = message["said"] or f"status {message['status']}"
@@ -244,21 +234,24 @@ class Worker:
                 self.netlink.request([link])
             except FileExistsError:
                 continue
-            self.netlink.request([rtnl.address(index, a, _length(a)) for a in made.outer])
+            self.netlink.request([rtnl.address(index, a, length(a)) for a in made.outer])
             return made
         raise OSError(17, f"no free slot among {SLOT_TRIES} for a sandbox's interface")
 
     def serve(self) -> None:
-        """Answer nsd until it hangs up."""
-        poll = select.poll()
-        poll.register(self.nsd, select.POLLIN)
-        poll.register(self.link, select.POLLIN)
+        """Answer nsd until it hangs up.  Raises OSError when N0 could not be made."""
         while True:
-            for fd, _ in poll.poll():
-                if fd == self.link.fileno():
-                    self.heard(time.monotonic() + 1)
-                elif not self._answer():
-                    return
+            socks = [sock for sock in (self.nsd, self.link, self.setup) if sock is not None]
+            wait = None if self.ready else max(0.0, self.deadline + 1 - time.monotonic())
+            ready = select.select(socks, [], [], wait)[0]
+            if not ready:
+                raise OSError(110, f"{self.settings.mode} did not come up in time")
+            if self.link in ready:
+                self.heard()
+            elif self.setup in ready:
+                self.set_up_done()
+            elif not self._answer():
+                return
 
     def _answer(self) -> bool:
         received = wire.receive(self.nsd)
@@ -329,7 +322,7 @@ def _make_namespaces(parent: socket.socket, kind: str, settings: Settings) -> No
             inner, outer = addresses[:half], addresses[half:]
             netlink.request([
                 rtnl.link_up(GUEST_INDEX),
-                *(rtnl.address(GUEST_INDEX, a, _length(a)) for a in inner),
+                *(rtnl.address(GUEST_INDEX, a, length(a)) for a in inner),
                 *(rtnl.default_route(a, GUEST_INDEX) for a in outer),
             ])
     parent.send(b"done")
@@ -343,21 +336,16 @@ def _last_id(id_map: str) -> int:
 
 def work(settings: Settings, nsd: socket.socket, link: socket.socket) -> None:
     """The life of the process."""
-    os.nice(NICE)
     gc.freeze()  # a collection would copy pages that the children share
-    worker = Worker(settings, nsd, link)
-    if settings.mode != "none":
-        try:
-            worker.set_up()
-        except OSError as error:
-            wire.send(nsd, {"failed": error.strerror or str(error)})
-            return
-    worker.ready = True
-    wire.send(nsd, {
-        "ready": settings.mode, "prefix": str(worker.prefix) if settings.mode != "none" else "",
-        "ipv6": worker.ipv6, "uplink": UPLINK, "host": [str(a) for a in worker.host],
-    })
+    worker = Worker(settings, nsd, link, time.monotonic() + UPLINK_TIMEOUT)
     try:
+        if settings.mode == "none":
+            worker.tell_ready()
+        else:
+            worker.set_up()
+        os.nice(NICE)
         worker.serve()
     except (BrokenPipeError, ConnectionResetError):
         return  # nsd is gone
+    except OSError as error:
+        wire.send(nsd, {"failed": error.strerror or str(error)})

@@ -66,6 +66,7 @@ class Zygote:
         self.measure_at: dict[int, float] = {}
         self.wanted: set[str] = set()
         self.when_idle: list[Callable[[], None]] = []
+        self.parked: list[tuple[bytes, list[int]]] = []
         self._network_fd = -1
         self.poll = select.poll()
         self.poll.register(control, select.POLLIN)
@@ -84,6 +85,10 @@ class Zygote:
                 else:
                     self._event(fd)
             self._deadlines()
+            if self.parked and not self._starting():
+                parked, self.parked = self.parked, []
+                for data, fds in parked:
+                    self._dispatch(data, fds)
 
     def _event(self, fd: int) -> None:
         if fd in self.steps:
@@ -131,7 +136,7 @@ class Zygote:
             return int((SETTLED / 4 if self.steps else REFILL_DELAY) * 1000)
         times = [step.deadline for step in self.steps.values() if step.deadline]
         times += self.measure_at.values()
-        if self.site.network is not None and self._network_fd < 0:
+        if self.site.network is not None and (self._network_fd < 0 or self.parked):
             times.append(time.monotonic() + 0.2)
         return max(0, int((min(times) - time.monotonic()) * 1000) + 1) if times else None
 
@@ -149,8 +154,18 @@ class Zygote:
         got = wire.receive_raw(self.control)
         if got is None:
             return False
-        data, fds = got
+        self._dispatch(*got)
+        return True
+
+    def _starting(self) -> bool:
+        return self.site.network is not None and self.site.network.starting
+
+    def _dispatch(self, data: bytes, fds: list[int]) -> None:
+        """Begin what a request asks for; what wants the network waits until that is up, and the loop goes on."""
         head: dict[str, Any] = json.loads(data.partition(b"\n")[0])
+        if (head["job"] == "describe" or head.get("network") == "default") and self._starting():
+            self.parked.append((data, fds))
+            return
         sock = socket.socket(fileno=fds[0])
         try:
             if head["job"] == "run":
@@ -169,7 +184,6 @@ class Zygote:
             sock.close()
         finally:
             wire.close_all(fds[1:])
-        return True
 
     # --- sandboxes ------------------------------------------------------------------------------------
 
@@ -276,6 +290,8 @@ class Zygote:
             os.close(fd)
         for fd in self.guests:
             os.close(fd)
+        for _, fds in self.parked:
+            wire.close_all(fds)
         for sandbox in self.ready.values():
             sandbox.sock.close()
 

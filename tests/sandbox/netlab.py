@@ -226,6 +226,7 @@ def network(**options: Any) -> Network:
     """A started network whose sandboxes have a single id."""
     made = Network(uid_map="0 0 1\n", gid_map="0 0 1\n", pool=options.pop("pool", 2), **options)
     made.start()
+    made.settle()
     return made
 
 

@@ -1,4 +1,4 @@
-"""Our netlink messages, read by pyroute2."""
+"""Our netlink messages, read by pyroute2; and what we have it write."""
 
 from __future__ import annotations
 
@@ -53,20 +53,27 @@ def test_a_default_route_reads_as_one(text):
     assert (got.get_attr("RTA_GATEWAY"), got.get_attr("RTA_OIF")) == (text, 2)
 
 
-def test_the_rules_read_as_they_were_meant():
-    from pyroute2.netlink.nfnetlink.nftsocket import nft_rule_msg
+def test_the_rules_are_one_transaction_of_pyroute2_s_messages():
+    from ocibuildd.sandbox import network_setup
 
     listed = network_rules.rules([IP("192.0.2.2")], [IP("10.9.9.9")])
-    data, expected = network_rules.batch(listed)
-    found, at = [], 0
-    while at < len(data):
-        size, kind = struct.unpack_from("=IH", data, at)
-        if kind == 0xA06:
-            message = nft_rule_msg(data[at : at + size])
-            message.decode()
-            names = [item.get_attr("NFTA_EXPR_NAME") for item in message.get_attr("NFTA_RULE_EXPRESSIONS")]
-            found.append((message.get_attr("NFTA_RULE_CHAIN"), names[-1]))
-        at += size
+    messages = network_setup.transaction(listed)
+    assert [message["header"]["type"] for message in (messages[0], messages[-1])] == [0x10, 0x11]
+    rules = [message for message in messages if isinstance(message, network_setup.RuleMessage)]
     last = {"accept": "immediate", "drop": "immediate", "reject": "reject", "masquerade": "masq"}
-    assert found == [(rule.chain, last[rule.verdict]) for rule in listed]
-    assert expected == len(listed) + 3 + len(network_rules.CHAINS)
+    found = [(m.get_attr("NFTA_RULE_CHAIN"), m.get_attr("NFTA_RULE_EXPRESSIONS")[-1]) for m in rules]
+    assert [(chain, dict(e["attrs"])["NFTA_EXPR_NAME"]) for chain, e in found] == [
+        (rule.chain, last[rule.verdict]) for rule in listed
+    ]
+    assert len(messages) == len(listed) + 5 + len(network_setup.CHAINS)
+
+
+def test_the_result_of_fib_is_encoded_as_the_number_that_it_is():
+    from ocibuildd.sandbox import network_setup
+
+    rule = network_rules.Rule("prerouting", "drop", spoofed=True)
+    message = next(m for m in network_setup.transaction([rule]) if isinstance(m, network_setup.RuleMessage))
+    message.encode()
+    # NFTA_FIB_RESULT and NFTA_FIB_FLAGS, big-endian
+    assert struct.pack("=HH", 8, 2) + struct.pack(">I", 1) in bytes(message.data)
+    assert struct.pack("=HH", 8, 3) + struct.pack(">I", 1 | 8 | 32) in bytes(message.data)

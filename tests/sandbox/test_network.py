@@ -6,6 +6,8 @@ import importlib.util
 import os
 import signal
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -140,6 +142,42 @@ def test_a_lease_from_a_filled_pool_takes_less_than_two_milliseconds():
         return times
 
     assert min(lab(scenario)) < 0.002
+
+
+def test_a_start_waits_for_nothing_and_steps_without_a_network_neither():
+    def scenario():
+        network = netlab.Network(uid_map="0 0 1\n", gid_map="0 0 1\n")
+        times, marks = [], [time.perf_counter()]
+        for action in (network.start, lambda: network.lease("none"), lambda: network.lease("default")):
+            starting = network.starting
+            action()
+            marks.append(time.perf_counter())
+            times.append((marks[-1] - marks[-2], starting))
+        network.close()
+        return times
+
+    start, none, default = lab(scenario)
+    assert not start[1] and none[1] and default[1]
+    assert start[0] + none[0] < default[0] < 5
+
+
+def test_a_host_with_hundreds_of_addresses_still_gets_its_rules():
+    def scenario():
+        from ocibuildd.sandbox import network_rules, network_setup
+
+        host = [netlab.ipaddress.ip_address(0xCB007100 + number) for number in range(2000)]
+        return network_setup.protect(host[: network_rules.MAX_HOST_ADDRESSES * 2], [], fib=True)
+
+    assert lab(scenario)
+
+
+def test_nsd_never_imports_pyroute2():
+    code = (
+        "import sys; from ocibuildd import nsd; nsd._preload(); from ocibuildd.sandbox import network;"
+        "print([name for name in sys.modules if name.startswith(('pyroute2', 'asyncio'))])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
 
 
 def test_no_network_is_lo_alone():

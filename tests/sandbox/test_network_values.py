@@ -7,7 +7,7 @@ import ipaddress
 import pytest
 
 from ocibuildd.errors import InvalidArgument
-from ocibuildd.sandbox import network_dns, network_rules, network_worker
+from ocibuildd.sandbox import network_dns, network_plan, network_rules
 from ocibuildd.sandbox.network_dns import Resolvers
 
 IP = ipaddress.ip_address
@@ -92,18 +92,18 @@ def test_hosts_has_the_sandbox_and_what_was_added():
     ],
 )
 def test_the_prefix_avoids_the_host_s_routes(routes, host, expected):
-    prefix = network_worker.choose_prefix([ipaddress.ip_network(r) for r in routes], [IP(h) for h in host])
+    prefix = network_plan.choose_prefix([ipaddress.ip_network(r) for r in routes], [IP(h) for h in host])
     assert str(prefix) == expected
 
 
 def test_each_slot_has_addresses_of_its_own():
     seen = set()
-    for slot in range(0, network_worker.SLOTS, 97):
-        made = network_worker.plan(slot, ipaddress.ip_network("10.233.0.0/16"), ipv6=True)
+    for slot in range(0, network_plan.SLOTS, 97):
+        made = network_plan.plan(slot, ipaddress.ip_network("10.233.0.0/16"), ipv6=True)
         seen.update(made.inner + made.outer)
         assert made.inner[0] in ipaddress.ip_network((made.outer[0], 31))
         assert made.inner[1] in ipaddress.ip_network((made.outer[1], 127))
-    assert len(seen) == 4 * len(range(0, network_worker.SLOTS, 97))
+    assert len(seen) == 4 * len(range(0, network_plan.SLOTS, 97))
 
 
 def verdict(destination: str, *, port: int = 80, host=(), resolvers=()) -> str:
