@@ -49,7 +49,22 @@ def trace(events: Sequence[Event]) -> dict[str, Any]:
             "dur": max(1, round((span["end"] - span["start"]) * 1e6)),
             "args": {"vertex": span["id"], **span.get("usage", {})},
         })
+        out += _phases(span, lane + 1)
     return {"traceEvents": out, "displayTimeUnit": "ms"}
+
+
+def _phases(span: dict[str, Any], lane: int) -> list[dict[str, Any]]:
+    """What a RUN's time was: the command itself, then the commit of its layer (beside the next step)."""
+    wall = float((span.get("usage") or {}).get("wall", 0))
+    whole = span["end"] - span["start"]
+    if span.get("cached") or not 0 < wall < whole:
+        return []
+    ends = ((span["start"], wall, "run"), (span["start"] + wall, whole - wall, "commit"))
+    return [
+        {"name": name, "cat": name, "ph": "X", "pid": 1, "tid": lane, "ts": round(start * 1e6),
+         "dur": max(1, round(took * 1e6)), "args": {"vertex": span["id"]}}
+        for start, took, name in ends
+    ]
 
 
 def write(path: str, events: Sequence[Event]) -> None:
