@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from . import errors, syscalls
-from .sandbox import probe, userns, wire
+from .sandbox import probe, roots, userns, wire
 from .sandbox.site import Site
 from .sandbox.zygote import Job, Zygote
 
@@ -55,6 +55,16 @@ def apply(site: Site, args: Arguments, fds: list[int]) -> dict[str, Any]:
             os.close(tree)
 
 
+def inherit(site: Site, args: Arguments, _fds: list[int]) -> dict[str, Any]:
+    """Parents that a layer lacked: as they are in its lowers."""
+    from .layer import parents
+
+    tree = site.open_tree(args["tree"])
+    with site.rooted(args["lowers"]) as root:
+        wanted = parents.asked(args["parents"])
+        return {"done": parents.inherit(tree, root, wanted, squash=site.squash)}
+
+
 def diff(site: Site, args: Arguments, fds: list[int]) -> dict[str, Any]:
     """A tree's changes against its lowers, as a layer, to fds[0].  ``root`` in place of ``tree``: a chain's."""
     from .layer.diff import diff_tree
@@ -66,6 +76,10 @@ def diff(site: Site, args: Arguments, fds: list[int]) -> dict[str, Any]:
             with site.rooted(args["root"]) as whole:
                 return dict(diff_roots(whole, root, fds[0], args["output"], **_options(site)))
         tree = site.open_tree(args["tree"])
+        if roots.whole(site.tree(args["tree"])):
+            from .layer.compare import diff_roots
+
+            return dict(diff_roots(tree, root, fds[0], args["output"], **_options(site)))
         return dict(diff_tree(tree, root, fds[0], args["output"], **_options(site)))
 
 
@@ -96,11 +110,13 @@ def _sources(site: Site, sources: list[Any], fds: list[int]) -> Iterator[list[So
 def pack(site: Site, args: Arguments, fds: list[int]) -> dict[str, Any]:
     """A COPY, ADD or WORKDIR straight into a layer, to fds[0].
 
+    ``known``: descriptors of files of fingerprints of the sources' files.
     With ``reuse`` {segments: base64, fd: of the blob that they are in}, what didn't change isn't compressed again;
     the answer then has ``segments`` of the new layer."""
     import base64
 
     from .layer import copy
+    from .layer.fingerprints import Fingerprints
     from .layer.sink import Reuse
 
     output, wanted = args["output"], args.get("reuse")
@@ -108,9 +124,10 @@ def pack(site: Site, args: Arguments, fds: list[int]) -> dict[str, Any]:
     if wanted is not None:
         blob = fds[wanted["fd"]] if "fd" in wanted else None
         reuse = Reuse.load(base64.b64decode(wanted["segments"]), blob, output)
+    known = Fingerprints.gather([fds[number] for number in args.get("known", ())])
     with _sources(site, args["sources"], fds) as sources, site.mounted(args["lowers"]) as root:
         packed = dict(copy.pack(
-            sources, args["copy"], root, fds[0], output, reuse=reuse, **_options(site),
+            sources, args["copy"], root, fds[0], output, reuse=reuse, known=known, **_options(site),
         ))
     if reuse is not None:
         packed["segments"] = base64.b64encode(reuse.dump(output)).decode()
@@ -223,7 +240,7 @@ def describe(site: Site, _args: Arguments, _fds: list[int]) -> dict[str, Any]:
 
 JOBS: dict[str, Job] = {
     "describe": describe,
-    "apply": apply, "diff": diff, "pack": pack, "checksum": checksum, "lookup": lookup,
+    "apply": apply, "inherit": inherit, "diff": diff, "pack": pack, "checksum": checksum, "lookup": lookup,
     "archive": archive, "compare": compare, "unpack": unpack, "remove": remove,
     "recompress": recompress, "replicate": replicate,
 }
@@ -276,7 +293,7 @@ def serve(arguments: Arguments) -> None:
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     try:
-        site = Site.open(arguments["state"], userns.IdPlan.load(arguments["ids"]))
+        site = Site.open(arguments["state"], userns.IdPlan.load(arguments["ids"]), arguments.get("overlay", ""))
         site.start_network(arguments.get("network_mode", ""), wanted=arguments.get("network", True))
     except errors.BuildError as error:
         wire.send(control, {"error": error.to_dict()})

@@ -30,7 +30,7 @@ from ..store import Store
 from ..store.leases import Lease
 from . import explain
 from .cache_export import CacheExporter, Keys, keys_of
-from .classic import Checksums, classic_checksums
+from .classic import Checksums, check_made, classic_checksums
 from .context import ContextOpener, OpenContext, Remote
 from .frontend import FrontEnd, Lowered, parse_platform
 from .info import BuildInfo, Peer, Settings
@@ -308,7 +308,8 @@ class Build:
             epoch=lowered.plan.epoch, auth=request.auth,
             fetch_http=lambda op, emit: self._fetch_http(op, secrets, emit),
             fetch_git=lambda op, emit: self._fetch_git(op, secrets, emit),
-            checksum=self._checksums(), kept=site.contents.kept, on_failed=self._failed, admit=site.admit,
+            checksum=self._checksums(), kept=site.contents.kept,
+            fingerprints=site.contents.fingerprints, on_failed=self._failed, admit=site.admit,
             log_limit=site.settings.log_bytes, masked=masked,
         )
         return StepExecutor(site.store, site.nsd, site.puller, materials)
@@ -458,6 +459,8 @@ class Build:
             each.final = await squasher.squash(each.final, each.base, own)
 
     async def _publish(self, made: list[_Made]) -> dict[str, Any]:
+        if self.request.compat == "docker":
+            check_made(made[0].plan)
         if self.request.squash:
             await self._squash(made)
         await self._complete(made)

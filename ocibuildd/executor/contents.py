@@ -6,7 +6,9 @@ here, and with them a checksum is one stat a file."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
+import os
 from collections import OrderedDict
 from pathlib import Path
 from typing import cast
@@ -33,12 +35,19 @@ class LocalContents:
         self._locks: dict[str, asyncio.Lock] = {}
         self.kept = KeptSegments()
 
+    def fingerprints(self, directory: Directory) -> int:
+        """A descriptor of what is remembered of a directory's files, the caller's to close; -1: nothing is."""
+        if directory.path:
+            with contextlib.suppress(OSError):
+                return os.open(self._directory / _name(directory), os.O_RDONLY | os.O_CLOEXEC)
+        return -1
+
     async def checksum(self, directory: Directory, source: SourceDir, spec: CopySpec) -> Checksum:
         """Of a selection of a directory's files.  Raises what ``layer.select.checksum`` raises."""
         if not directory.path:
             found = await self._nsd.call("checksum", {"source": source, "copy": spec}, [directory.fd])
             return cast("Checksum", found)
-        key = hashlib.sha256(directory.path.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+        key = _name(directory)
         async with self._locks.setdefault(key, asyncio.Lock()):
             known = self._known.get(key)
             if known is None:
@@ -49,6 +58,10 @@ class LocalContents:
                 old, _ = self._known.popitem(last=False)
                 self._locks.pop(old, None)
             return await in_thread(_local, directory, source, spec, known, self._directory / key)
+
+
+def _name(directory: Directory) -> str:
+    return hashlib.sha256(directory.path.encode("utf-8", "surrogateescape")).hexdigest()[:32]
 
 
 def _local(

@@ -77,7 +77,7 @@ class Materials:
 
     images: by vertex index, as resolved.  contexts: by name.  around: of every RUN.
     fetch_http, fetch_git: how remote sources come (vertex's op, emit) → Result.
-    checksum: of a directory's files.  kept: compressed segments of earlier layers.
+    checksum: of a directory's files.  fingerprints: a descriptor of what is remembered of them, or -1.  kept: compressed segments of earlier layers.
     on_failed: takes over a failed step's tree (True) or not.
     admit: room on the disk before a step writes, collected if need be; raises NoSpace.
     """
@@ -95,6 +95,7 @@ class Materials:
     fetch_git: Callable[[GitSource, Emit], Any]
     checksum: Callable[[Directory, SourceDir, Any], Any]
     kept: KeptSegments
+    fingerprints: Callable[[Directory], int]
     on_failed: Callable[[FailedRun], bool]
     admit: Callable[[], Any]
     log_limit: int = STEP_LOG_LIMIT
@@ -269,7 +270,9 @@ class StepExecutor:
         ]
         places = [(directory.path if directory else "", paths) for directory, paths in directories]
         key = signature(places, args["copy"], self._materials.output)
-        blob = -1
+        blob, known_fds = -1, self._fingerprints(directories)
+        args["known"] = list(range(len(fds), len(fds) + len(known_fds)))
+        fds = [*fds, *known_fds]
         try:
             if key:
                 args["reuse"] = {"segments": ""}
@@ -280,12 +283,18 @@ class StepExecutor:
                     fds = [*fds, blob]
             packed = await self._nsd.call("pack", args, fds)
         finally:
-            if blob >= 0:
-                os.close(blob)
+            for fd in known_fds + [blob] * (blob >= 0):
+                os.close(fd)
         segments = packed.pop("segments", "")
         if key and segments and not packed["empty"]:
             kept.put(key, Digest(packed["digest"]), segments)
         return cast("Packed", packed)
+
+    def _fingerprints(self, directories: Sequence[tuple[Directory | None, Any]]) -> list[int]:
+        """Descriptors of what is remembered of the files of these."""
+        different = {each.path: each for each, _ in directories if each is not None}
+        found = [self._materials.fingerprints(each) for each in different.values()]
+        return [fd for fd in found if fd >= 0]
 
     async def _run(self, vertex: int, op: Run, inputs: Sequence[Result], emit: Emit) -> Work:
         store, materials = self._store, self._materials

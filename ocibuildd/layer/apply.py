@@ -16,7 +16,7 @@ from typing import Final
 
 from ..errors import Corrupt, InvalidArgument
 from ..ports import Applied
-from . import paths, tar
+from . import parents, paths, tar
 from .owners import Owners
 from .source import LayerSource
 from .tree import Tree
@@ -72,7 +72,8 @@ def apply_layer(
         entries=applier.entries,
         bytes=applier.bytes,
         skipped=applier.skipped,
-        implied=applier.tree.implied,
+        implied=len(applier.tree.implied) + applier.unknown,
+        parents=parents.told(applier.tree.implied),
     )
 
 
@@ -83,8 +84,8 @@ class Applier:
         self.source = source
         self.root = root
         self.owners = owners
-        self.tree = Tree(tree_fd, owners, self._imply)
-        self.entries = self.bytes = self.skipped = 0
+        self.tree = Tree(tree_fd, owners, root.readlink)
+        self.entries = self.bytes = self.skipped = self.unknown = 0
         self._whiteouts: set[bytes] = set()
         self._opaque: set[bytes] = set()
 
@@ -103,6 +104,10 @@ class Applier:
                 raise
         self._finish_whiteouts()
         self.tree.finish()
+        if self.root.fd is not None:
+            parents.inherit(
+                self.tree.root_fd, self.root.fd, self.tree.implied, squash=self.owners.squash
+            )
 
     def _prepare_root(self) -> None:
         below = self.root.stat(b"")
@@ -113,12 +118,6 @@ class Applier:
         if not self.owners.squash:
             os.fchown(self.tree.root_fd, below.st_uid, below.st_gid)
         os.fchmod(self.tree.root_fd, below.st_mode & 0o7777)
-
-    def _imply(self, path: bytes) -> os.stat_result | bytes | None:
-        status = self.root.stat(path)
-        if status is not None and stat.S_ISLNK(status.st_mode):
-            return self.root.readlink(path)
-        return status
 
     def _entry(self, entry: tar.Entry) -> None:
         path = paths.clean(entry.name, clamp=False)
@@ -247,6 +246,7 @@ class Applier:
     def _hide_all(self) -> None:
         """An opaque root: overlayfs always merges roots, so each name below gets its mark."""
         if self.root.fd is None:
+            self.unknown += 1
             return
         directory = self.root.open(b"", os.O_RDONLY | os.O_DIRECTORY)
         try:

@@ -16,7 +16,7 @@ from . import tar
 from .fingerprints import Fingerprints, key, now
 from .owners import Owners, has_xattrs, read_xattrs
 from .select import Found, Match, Selector, Source, unreadable
-from .sink import identity
+from .sink import data_digest, identity
 
 MAX_EXPLAINED: Final = 2000
 """Files whose own digests are reported, for explaining a cache miss."""
@@ -64,7 +64,7 @@ class _Summer:
         for name, data, mode in self.source.inline:
             encoded = os.fsencode(name)
             record = identity(encoded, tar.REGULAR, mode, 0, 0, len(data), b"", None)
-            inline.append((encoded, record + hashlib.sha256(data).digest()))
+            inline.append((encoded, record + data_digest(hashlib.sha256(data))))
         self._records(inline, "")
         try:
             for match in self.selector.run():
@@ -174,9 +174,9 @@ class _Summer:
             while left >= 0 and (data := os.read(fd, min(READ, left + 1))):
                 hasher.update(data)
                 left -= len(data)
-            if has_xattrs(fd):
-                xattrs = read_xattrs(fd, self.owners, tree=self.source.owned)
-                hasher.update(identity(b"", b"", 0, 0, 0, 0, b"", xattrs) if xattrs else b"")
+            marked = read_xattrs(fd, self.owners, tree=self.source.owned) if has_xattrs(fd) else {}
+            if marked:
+                hasher.update(identity(b"", b"", 0, 0, 0, 0, b"", marked))
             status = os.fstat(fd)
             if left or key(status) != key(found.status):
                 raise InvalidArgument(
@@ -185,6 +185,8 @@ class _Summer:
                 )
         finally:
             os.close(fd)
-        digest = hasher.digest()
+        digest = data_digest(hasher)
+        if marked:
+            digest = digest[:-1] + bytes([digest[-1] | 1])
         self.fingerprints.put(status, digest, read_at)
         return digest

@@ -9,6 +9,7 @@ from typing import Final
 from ..errors import InvalidArgument, TooLarge
 from ..ports import Output
 from . import tar
+from .fingerprints import Fingerprints, key
 from .owners import Owners, has_xattrs, read_xattrs
 from .sink import SEGMENT_MAX, LayerSink, identity
 
@@ -18,11 +19,16 @@ _GIGA = 1_000_000_000
 
 
 class Emitter:
-    """Writes entries to a sink.  Paths are relative, without a slash at the end."""
+    """Writes entries to a sink.  Paths are relative, without a slash at the end.
 
-    def __init__(self, sink: LayerSink, owners: Owners, output: Output):
+    known: digests of files that need not be computed again."""
+
+    def __init__(
+        self, sink: LayerSink, owners: Owners, output: Output, known: Fingerprints | None = None
+    ):
         self.sink = sink
         self.owners = owners
+        self._known = known
         clamp = output["clamp"]
         self._clamp = None if clamp is None else clamp * _GIGA
         self._links: dict[tuple[int, int, int], bytes] = {}
@@ -104,9 +110,12 @@ class Emitter:
         fd = os.open(name, _OPEN, dir_fd=dir_fd)
         try:
             size = status.st_size
-            xattrs = read_xattrs(fd, self.owners, tree=tree) if has_xattrs(fd) else None
+            digest = self._known.plain(key(status)) if self._known is not None else None
+            xattrs = None
+            if digest is None and has_xattrs(fd):
+                xattrs = read_xattrs(fd, self.owners, tree=tree)
             if size > SEGMENT_MAX:
-                self._big(path, fd, status, mode, uid, gid, mtime_ns, xattrs)
+                self._big(path, fd, status, mode, uid, gid, mtime_ns, xattrs, digest)
             else:
                 data = os.read(fd, size + 1)
                 if len(data) != size:
@@ -129,6 +138,7 @@ class Emitter:
                 tar.header(path, tar.REGULAR, mode, uid, gid, size, mtime_ns, b"", xattrs),
                 identity(path, tar.REGULAR, mode, uid, gid, size, b"", xattrs),
                 data,
+                digest,
             )
 
     def _big(
@@ -141,12 +151,14 @@ class Emitter:
         gid: int,
         mtime_ns: int,
         xattrs: Mapping[bytes, bytes] | None,
+        digest: bytes | None,
     ) -> None:
         size = status.st_size
         _check(path)
         self.sink.begin(
             tar.header(path, tar.REGULAR, mode, uid, gid, size, self.time(mtime_ns), b"", xattrs),
             identity(path, tar.REGULAR, mode, uid, gid, size, b"", xattrs),
+            digest,
         )
         self.bytes += size
         sparse = status.st_blocks * 512 < size

@@ -13,12 +13,15 @@ import os
 import struct
 import time
 import zlib
+from collections.abc import Sequence
 from typing import Final
 
-MAGIC: Final = b"ocibuildd fingerprints 1\n"
+MAGIC: Final = b"ocibuildd fingerprints 2\n"
 RECORD: Final = 72
-"""40 bytes of fingerprint, 32 of digest."""
+"""40 bytes of fingerprint, 32 of digest, whose last bit says that the file has xattrs that count."""
 MAX_RECORDS: Final = 2_000_000
+MAX_GATHERED: Final = 200_000
+"""More than these aren't taken into a job's memory, about 300 bytes each."""
 SPARE: Final = 50_000
 """Records of files that one selection doesn't ask for and the next one may."""
 RACY_NS: Final = 100_000_000
@@ -45,17 +48,18 @@ class Fingerprints:
         self.changed = False
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Fingerprints:
-        """From a file; a missing, damaged or foreign one gives none."""
+    def load(cls, path: str | os.PathLike[str] | int, limit: int = MAX_RECORDS) -> Fingerprints:
+        """From a file (or a descriptor of one, which is closed); a missing, damaged or foreign one gives none, and
+        one of more than ``limit`` records too."""
         self = cls()
         try:
             with open(path, "rb") as file:
-                data = file.read(len(MAGIC) + 4 + MAX_RECORDS * RECORD)
+                data = file.read(len(MAGIC) + 4 + limit * RECORD + 1)
         except OSError:
             return self
         start = len(MAGIC) + 4
         body = memoryview(data)[start:]
-        if data[: len(MAGIC)] != MAGIC or len(body) % RECORD:
+        if data[: len(MAGIC)] != MAGIC or len(body) % RECORD or len(body) > limit * RECORD:
             return self
         if _sum(body) != data[len(MAGIC) : start]:
             return self
@@ -64,6 +68,14 @@ class Fingerprints:
             for at in range(start, len(data), RECORD)
         }
         return self
+
+    @classmethod
+    def gather(cls, fds: Sequence[int]) -> Fingerprints | None:
+        """From several descriptors, left open; None where there are none."""
+        self = cls()
+        for fd in fds:
+            self._old.update(cls.load(os.dup(fd), MAX_GATHERED)._old)
+        return self if self._old else None
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write them atomically, when something is new.  What nobody asked for is forgotten once it is the most."""
@@ -91,6 +103,11 @@ class Fingerprints:
             if value is not None:
                 self._used[fingerprint] = value
         return value
+
+    def plain(self, fingerprint: bytes) -> bytes | None:
+        """The digest of a known file's bytes, where it has no xattrs (``layer.sink.data_digest`` of them)."""
+        value = self._old.get(fingerprint)
+        return None if value is None or value[-1] & 1 else value
 
     def put(self, status: os.stat_result, value: bytes, read_at_ns: int) -> None:
         """Remember the digest of a file that was read at ``read_at_ns`` (time.time_ns() before the first byte)."""

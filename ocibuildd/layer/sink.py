@@ -16,12 +16,15 @@ import threading
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from isal import isal_zlib
 
 from ..ports import Output, Packed
 from . import compress, tar
+
+if TYPE_CHECKING:
+    from hashlib import _Hash as Hash
 
 SEGMENT_MIN: Final = 256 << 10
 """A segment ends at an entry once it has so many bytes and the entry's name says so (see ``_ends_at``)."""
@@ -38,17 +41,24 @@ THREADS: Final = 4
 
 @dataclass(slots=True)
 class Segment:
-    """One stretch of the tar on its way: ``ready`` is set when ``packed`` holds its compressed bytes."""
+    """One stretch of the tar on its way: ``ready`` is set when ``packed`` holds its compressed bytes.
+
+    ``key``: what its bytes follow from, then a digest of that; b"": they are digested themselves.
+    ``file``: the hash of a big file, whose next ``body`` bytes the segment begins with; ``last``: no more follow."""
 
     data: bytes
     identity: bytes
     packed: bytes = b""
     key: bytes = b""
+    file: Hash | None = None
+    body: int = 0
+    last: bool = False
     ready: threading.Event = field(default_factory=threading.Event)
 
 
 class Reuse:
-    """Compressed segments of an earlier layer, by digest of their tar bytes: what didn't change is copied.
+    """Compressed segments of an earlier layer, by digest of what their tar bytes follow from (headers, digests of
+    files): what didn't change is copied.
 
     ``index``: {16-byte key: (offset, size, crc32 of the compressed bytes)}; ``blob_fd``: that layer, None for none.
     After a run, ``made`` is the index of the layer just written, ``kept`` how many segments were copied."""
@@ -88,7 +98,7 @@ class Reuse:
 
 
 def _settings(output: Output) -> bytes:
-    return f"segments 1 {output['compression']} {output['level']}\n".encode()
+    return f"segments 2 {output['compression']} {output['level']}\n".encode()
 
 
 class LayerSink:
@@ -116,6 +126,9 @@ class LayerSink:
         self._crc = 0
         self._parts: list[bytes] = []
         self._identity: list[bytes] = []
+        self._key: list[bytes] = []
+        self._file: Hash | None = None
+        self._place = (b"", 0)
         self._size = 0
         self._total = 0
         self._written = 0
@@ -127,33 +140,46 @@ class LayerSink:
 
     # --- the caller's thread
 
-    def add(self, header: bytes, identity: bytes, data: bytes = b"") -> None:
+    def add(
+        self, header: bytes, identity: bytes, data: bytes = b"", digest: bytes | None = None
+    ) -> None:
         """One whole entry of at most ``SEGMENT_MAX`` bytes of data.  ``identity`` is what the content digest has of it
-        (all but its times)."""
+        (all but its times), beside ``digest`` (``data_digest`` of the data, where the caller has it already)."""
         if self._size >= SEGMENT_MIN and (self._size >= SEGMENT_MAX or _ends_at(identity)):
             self._flush()
         self._entries += 1
         parts = self._parts
         parts.append(header)
         self._identity.append(identity)
+        self._key.append(header)
         self._size += len(header)
         if data:
             size = len(data)
             parts.append(data)
-            self._identity.append(data)
+            if self._content is not None:
+                digest = digest or data_digest(hashlib.sha256(data))
+                self._identity.append(digest)
+                self._key.append(digest)
             pad = -size % 512
             if pad:
                 parts.append(bytes(pad))
             self._size += size + pad
 
-    def begin(self, header: bytes, identity: bytes) -> None:
+    def begin(self, header: bytes, identity: bytes, digest: bytes | None = None) -> None:
         """A big entry; its ``data`` follows in pieces, all but the last of them of ``SEGMENT_MAX`` bytes."""
         self.add(header, identity)
+        if digest is not None:
+            self._identity.append(digest)
         self._flush()
+        self._file = hashlib.sha256() if digest is None and self._content is not None else None
+        self._place = (digest or b"", 0)
 
     def data(self, data: bytes) -> None:
+        digest, at = self._place
+        if digest:
+            self._key.append(b"%b%d %d\n" % (digest, at, len(data)))
+        self._place = (digest, at + len(data))
         self._parts.append(data)
-        self._identity.append(data)
         self._size += len(data)
         if self._size >= SEGMENT_MAX:
             self._flush()
@@ -165,6 +191,9 @@ class LayerSink:
             self._parts.append(bytes(pad))
             self._size += pad
         self._flush()
+        if self._file is not None:
+            self._queues[0].put(Segment(b"", b"", file=self._file, last=True))
+            self._file = None
 
     def close(self, *, keep_empty: bool = False) -> Packed:
         """Finish.  Raises what a thread failed with (OSError of the write, say).
@@ -175,6 +204,7 @@ class LayerSink:
                 empty=True, digest="", size=0, diff_id="", tar_size=0, content="", entries=0
             )
         self._parts.append(tar.END)
+        self._key.append(tar.END)
         self._size += len(tar.END)
         if self._started:
             self._flush()
@@ -208,10 +238,14 @@ class LayerSink:
 
     def _take(self) -> Segment:
         data = b"".join(self._parts)
-        identity = b"".join(self._identity) if self._content else b""
-        self._parts, self._identity, self._size = [], [], 0
+        segment = Segment(data, b"".join(self._identity), file=self._file)
+        if self._file is not None:
+            segment.body = len(self._parts[0])
+        elif self._reuse is not None and self._content is not None:
+            segment.key = b"".join(self._key)
+        self._parts, self._identity, self._key, self._size = [], [], [], 0
         self._total += len(data)
-        return Segment(data, identity)
+        return segment
 
     def _flush(self) -> None:
         if not self._size:
@@ -278,12 +312,16 @@ class LayerSink:
             self._crc = isal_zlib.crc32(segment.data, self._crc)
         if self._content is not None:
             self._content.update(segment.identity)
+            if segment.file is not None:
+                segment.file.update(memoryview(segment.data)[: segment.body])
+                if segment.last:
+                    self._content.update(data_digest(segment.file))
 
     def _compress(self, segment: Segment, codec: compress.Codec) -> None:
         if self._reuse is None:
             segment.packed = codec.segment(segment.data)
         else:
-            key = hashlib.sha256(segment.data).digest()[:16]
+            key = hashlib.sha256(segment.key or segment.data).digest()[:16]
             kept = self._reuse.find(key)
             segment.packed = codec.segment(segment.data) if kept is None else kept
             self._reuse.kept += kept is not None
@@ -314,6 +352,13 @@ class LayerSink:
             view = view[count:]
 
 
+def data_digest(hasher: Hash) -> bytes:
+    """What stands for a regular file's bytes in content digests: their SHA-256 with its last bit cleared (the bit is a
+    mark in ``fingerprints``)."""
+    digest = hasher.digest()
+    return digest if not digest[-1] & 1 else digest[:-1] + bytes([digest[-1] - 1])
+
+
 def identity(
     name: bytes,
     kind: bytes,
@@ -324,7 +369,7 @@ def identity(
     link: bytes,
     xattrs: Mapping[bytes, bytes] | None,
 ) -> bytes:
-    """What the content digest has of an entry: all but its times; unambiguous when ``size`` bytes of data follow."""
+    """What the content digest has of an entry: all but its times; where ``size`` isn't 0 the digest of its data follows."""
     more = b""
     if xattrs:
         more = b"".join(

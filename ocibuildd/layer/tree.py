@@ -24,8 +24,8 @@ MAX_LEVELS = 64
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
-Imply = Callable[[bytes], os.stat_result | bytes | None]
-"""What a directory that the archive lacks should be: its status, the target of a symlink, or None."""
+Imply = Callable[[bytes], bytes | None]
+"""Where a directory that the archive lacks is a symlink below: its target, else None."""
 
 
 class Tree:
@@ -37,7 +37,8 @@ class Tree:
     def __init__(self, root_fd: int, owners: Owners | None, imply: Imply | None = None):
         self.root_fd = root_fd
         self.owners = owners
-        self.implied = 0
+        self.implied: set[bytes] = set()
+        """Directories that were made because something lies in them."""
         self._imply = imply
         self._open: dict[bytes, int] = {b"": root_fd}
         self._real: dict[bytes, bytes] = {}
@@ -85,22 +86,15 @@ class Tree:
         return fd
 
     def _missing(self, path: bytes, parent_fd: int, name: bytes) -> int:
-        model = self._imply(path) if self._imply is not None else None
-        if isinstance(model, bytes):  # a symlink below this layer
+        if self._imply is not None and self._imply(path) is not None:  # a symlink below this layer
             real = paths.resolve(self.readlink, path)
             if real != path:
                 self._real[path] = real
                 return self.directory(real)
-            model = None
-        self.implied += 1
+        self.implied.add(path)
         os.mkdir(name, 0o755, dir_fd=parent_fd)
         fd = os.open(name, _DIRECTORY, dir_fd=parent_fd)
-        if isinstance(model, os.stat_result) and stat.S_ISDIR(model.st_mode):
-            if self.owners is not None and not self.owners.squash:
-                os.fchown(fd, model.st_uid, model.st_gid)
-            os.fchmod(fd, model.st_mode & 0o7777)
-            self._times[path] = model.st_mtime_ns
-        elif self.owners is not None:
+        if self.owners is not None:
             self.owners.chown(fd, 0, 0, path)
         return self._keep(path, fd)
 
@@ -122,8 +116,7 @@ class Tree:
         except OSError as error:
             if error.errno != errno.ENOENT or self._imply is None:
                 return None
-        model = self._imply(path)
-        return model if isinstance(model, bytes) else None
+        return self._imply(path)
 
     # --- entries: ``path`` is clean and not the root
 
@@ -141,6 +134,7 @@ class Tree:
         elif path:
             os.fchmod(fd, mode & 0o777 | 0o700)
         self._times[path] = mtime_ns
+        self.implied.discard(path)
         return fd
 
     def create(self, path: bytes, mode: int) -> int:
@@ -280,6 +274,7 @@ class Tree:
             os.close(self._open.pop(known))
         for known in [known for known in self._times if known == path or known.startswith(prefix)]:
             del self._times[known]
+        self.implied -= {known for known in self.implied if known == path or known.startswith(prefix)}
 
     def finish(self) -> None:
         """Set the times of all directories, now that nothing is written any more."""
