@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 
 from ..errors import InvalidArgument
 from ..executor.source import Directory
+from ..model.graph import Plan
 from ..model.patterns import has_wildcard
 from ..ports import Checksum, CopySpec, SourceDir
 
@@ -50,3 +51,10 @@ def check_copy(command: str, found: Checksum, paths: list[str], dest: str) -> No
             f"When using {command} with more than one source file, the destination must be a directory "
             "and end with a /"
         )
+
+
+def check_made(plan: Plan) -> None:
+    """Raises InvalidArgument for a build of nothing (``FROM scratch`` alone)."""
+    stage = plan.stages[plan.target]
+    if stage.base is None and not stage.history:
+        raise InvalidArgument("No image was generated. Is your Dockerfile empty?")

@@ -79,7 +79,7 @@ class ImageMaker:
         name = words[0].lower() if words else ""
         found = [
             each for each in self._plan.stages
-            if each.index < stage.index and name in (each.name.lower(), str(each.index))
+            if each.index < stage.index and name == each.name.lower()
         ]
         return found[-1] if name and found else None
 

@@ -274,6 +274,7 @@ def dockerfile_message(error: Mapping[str, Any], version: str = API_VERSION) -> 
     if "line" in details and not message.startswith("dockerfile parse error"):
         # The place is said once: our own messages carry it in front.
         text = re.sub(r"^[^:\s]+:\d+:\s*", "", message)
-        on = "" if tuple(map(int, version.split("."))) < (1, 42) else "on "
-        return f"dockerfile parse error {on}line {details['line']}: {text}"
+        message = f"dockerfile parse error on line {details['line']}: {text}"
+    if tuple(map(int, version.split("."))) < (1, 42):
+        message = message.replace("parse error on line", "parse error line", 1)
     return message

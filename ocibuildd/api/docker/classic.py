@@ -191,7 +191,8 @@ class ClassicStream:
             plural = "s" if triggers > 1 else ""
             out.append({"stream": f"# Executing {triggers} build trigger{plural}\n"})
         elif step.image and not triggers:
-            out.append({"stream": f" ---> {step.image.partition(':')[2][:12]}\n"})
+            nothing = step.text.upper().split()[:2] == ["FROM", "SCRATCH"]
+            out.append({"stream": f" ---> {'' if nothing else step.image.partition(':')[2][:12]}\n"})
         return out
 
     def _triggers_after(self, step: _Step) -> int:

@@ -55,6 +55,9 @@ def inspected(details: Details) -> dict[str, Any]:
     summary, raw = details.summary, details.raw
     config = {**EMPTY_CONFIG, **(raw.get("config") or {})}
     history = raw.get("history") or [{}]
+    for field, line in (("Cmd", "CMD"), ("Entrypoint", "ENTRYPOINT")):
+        if config[field] is None and cleared(history, line):
+            config[field] = []
     return {
         "Id": str(summary.id),
         "RepoTags": list(summary.names),
@@ -76,6 +79,13 @@ def inspected(details: Details) -> dict[str, Any]:
         "RootFS": {"Type": "layers", "Layers": [str(layer.diff_id) for layer in details.layers]},
         "Metadata": {"LastTagTime": _time(details.tagged) if details.tagged else "0001-01-01T00:00:00Z"},
     }
+
+
+def cleared(history: list[dict[str, Any]], instruction: str) -> bool:
+    """Was it set to an empty list at last?  Configs don't tell that from never having been set."""
+    lines = [line.get("created_by", "") for line in history]
+    own = [line for line in lines if line.startswith(f"{NOP}  {instruction} ")]
+    return bool(own) and own[-1] == f"{NOP}  {instruction} []"
 
 
 def container_command(created_by: str) -> list[str] | None:

@@ -1,0 +1,404 @@
+"""POST /build and its neighbours, driven as clients that are not the docker CLI do it."""
+
+from __future__ import annotations
+
+import gzip
+import http.client
+import http.server
+import io
+import json
+import socket
+import tarfile
+import threading
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from fixtures import Daemon
+
+BASE = "FROM busybox\n"
+Files = dict[str, str | bytes | tuple[bytes, str]]
+
+
+def tar_of(files: Files) -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as archive:
+        for name, data in files.items():
+            info = tarfile.TarInfo(name)
+            if isinstance(data, tuple):
+                info.type, info.linkname = data
+                data = b""
+            data = data.encode() if isinstance(data, str) else data
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return out.getvalue()
+
+
+class Answer:
+    """A status and the messages of the body."""
+
+    def __init__(self, status: int, headers: Any, body: bytes):
+        self.status, self.headers, self.body = status, headers, body
+
+    @property
+    def messages(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.body.splitlines() if line.strip()]
+
+    @property
+    def text(self) -> str:
+        return "".join(message.get("stream", "") for message in self.messages)
+
+    @property
+    def error(self) -> str:
+        last = self.messages[-1]
+        return str(last.get("message") or last.get("error") or "")
+
+    @property
+    def images(self) -> list[str]:
+        return [message["aux"]["ID"] for message in self.messages if "aux" in message]
+
+
+class Engine:
+    """A Docker API client without opinions."""
+
+    def __init__(self, path: str):
+        self.path = path
+
+    def __call__(
+        self, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None
+    ) -> Answer:
+        client = http.client.HTTPConnection("docker", timeout=60)
+        client.sock = socket.socket(socket.AF_UNIX)
+        client.sock.connect(self.path)
+        try:
+            client.request(method, path, body, headers or {})
+            response = client.getresponse()
+            return Answer(response.status, response.headers, response.read())
+        finally:
+            client.close()
+
+    def build(self, files: str | Files, query: str = "", version: str = "") -> Answer:
+        if isinstance(files, str):
+            files = {"Dockerfile": files}
+        headers = {"Content-Type": "application/x-tar"}
+        return self("POST", f"{version}/build?{query}", tar_of(files), headers)
+
+
+@pytest.fixture
+def engine(daemon: Daemon) -> Engine:
+    return Engine(str(daemon.socket))
+
+
+@pytest.mark.parametrize(
+    ("query", "message"),
+    [
+        ("dockerfile=../Dockerfile", "Forbidden path outside the build context: ../Dockerfile"),
+        ("dockerfile=a/../../x", "Forbidden path outside the build context"),
+        ("dockerfile=/etc/passwd", "Cannot locate specified Dockerfile: etc/passwd"),
+        ("dockerfile=nosuch", "Cannot locate specified Dockerfile: nosuch"),
+        ("buildargs={bad", "error reading buildargs"),
+        ("buildargs=" + quote('{"a": 1}'), "expected a string"),
+        ("labels=[1]", "error reading labels"),
+        ("ulimits=x", "error reading ulimits"),
+        ("cachefrom=x", "error reading cachefrom"),
+        ("memory=abc", 'strconv.ParseInt: parsing "abc": invalid syntax'),
+        ("shmsize=-5", "SHM size can not be less than 0"),
+        ("t=UPPER", "repository name must be lowercase"),
+        ("t=good&t=a:b:c", "invalid reference format"),
+        ("t=" + "f" * 64, "cannot specify 64-byte hexadecimal strings"),
+        ("target=nosuch", "failed to reach build target nosuch in Dockerfile"),
+        ("platform=foobar", "unknown operating system"),
+        ("networkmode=nosuch", "not supported"),
+        ("extrahosts=bad", "invalid extra host"),
+        ("securityopt=label%3Dx", "does not support setting security options on build"),
+        ("isolation=hyperv", "Unsupported isolation"),
+        ("remote=foo", "remoteURL (foo) could not be recognized as URL"),
+    ],
+)
+def test_a_bad_parameter_is_refused_before_anything_is_built(
+    engine: Engine, query: str, message: str
+) -> None:
+    answer = engine.build(BASE, query)
+    assert 400 <= answer.status < 500
+    assert message in answer.error
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "the Dockerfile (Dockerfile) cannot be empty"),
+        ("# nothing\n", "file with no instructions"),
+        (BASE + "BOGUS x", "dockerfile parse error on line 2: unknown instruction: BOGUS"),
+        (BASE + "ENV a=b c", "Syntax error - can't find = in \"c\". Must be of the form: name=value"),
+        (BASE + "ENV =b", "ENV names can not be blank"),
+        (BASE + "LABEL =", "LABEL names can not be blank"),
+        (BASE + "COPY a", "COPY requires at least two arguments"),
+        (BASE + "ONBUILD", "ONBUILD requires at least one argument"),
+        (BASE + "ONBUILD ONBUILD RUN x", "Chaining ONBUILD via `ONBUILD ONBUILD` isn't allowed"),
+        (BASE + "ONBUILD FROM x", "FROM isn't allowed as an ONBUILD trigger"),
+        (BASE + 'ENV x=""\nVOLUME $x', "VOLUME specified can not be an empty string"),
+        (BASE + "COPY https://a.example/x /", "source can't be a URL for COPY"),
+    ],
+)
+def test_a_bad_dockerfile_is_a_plain_error(engine: Engine, text: str, message: str) -> None:
+    answer = engine.build(text)
+    assert answer.status == 400
+    assert message in answer.error
+
+
+def test_before_api_1_42_a_parse_error_was_worded_otherwise(engine: Engine) -> None:
+    answer = engine.build(BASE + "BOGUS x", version="/v1.41")
+    assert answer.error == "dockerfile parse error line 2: unknown instruction: BOGUS"
+
+
+MANY = "with more than one source file, the destination must be a directory and end with a /"
+EXCLUDED = "failed: file not found in build context or excluded by .dockerignore: stat"
+
+
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        ("RUN exit 23", "The command '/bin/sh -c exit 23' returned a non-zero code: 23"),
+        ("COPY nosuch /", f"COPY {EXCLUDED} nosuch: file does not exist"),
+        ("ADD /etc/nosuch /", f"ADD {EXCLUDED} etc/nosuch: file does not exist"),
+        ("COPY hidden /", f"COPY {EXCLUDED} hidden: file does not exist"),
+        ("COPY no*.txt /", "COPY failed: no source files were specified"),
+        ("ADD ../../ test/", "ADD failed: forbidden path outside the build context: ../../ "),
+        ("ADD one two test", f"When using ADD {MANY}"),
+        ('COPY ["one", "two", "test"]', f"When using COPY {MANY}"),
+        ("COPY ??? test", f"When using COPY {MANY}"),
+        ("USER nosuch\nRUN true", "unable to find user nosuch: no matching entries in passwd"),
+    ],
+)
+def test_a_step_that_fails_ends_the_stream_with_an_error(
+    engine: Engine, step: str, message: str
+) -> None:
+    files: Files = {
+        "Dockerfile": f"{BASE}{step}\n", "one": "1", "two": "2", "hidden": "h", ".dockerignore": "hidden",
+    }  # fmt: skip
+    answer = engine.build(files)
+    assert answer.status == 200
+    assert answer.text.startswith("Step 1/")
+    assert message in answer.error
+    assert answer.messages[-1]["errorDetail"]["message"] == answer.error
+
+
+def test_a_build_of_nothing_is_an_error(engine: Engine) -> None:
+    assert "No image was generated" in engine.build("FROM scratch\n").error
+
+
+def test_names_of_files_may_be_unclean_and_lead_nowhere(engine: Engine) -> None:
+    files: Files = {
+        "./Dockerfile": BASE + "COPY . /c\nRUN find /c -type f | sort\n", "d/./f": "1", "/abs": "2",
+        "d/../e": "3", "../../up": "4", "..two": "5",
+    }  # fmt: skip
+    text = engine.build(files, "nocache=1").text
+    for name in ("/c/abs", "/c/d/f", "/c/e", "/c/up", "/c/..two"):
+        assert f"{name}\n" in text
+
+
+def test_unclean_names_are_no_reason_to_find_another_image(engine: Engine) -> None:
+    def built(data: str) -> list[str]:
+        return engine.build({"Dockerfile": BASE + "COPY dir /dir/\n", "dir/./file": data}).images
+
+    assert built("abc") == built("abc") != built("def")
+
+
+@pytest.mark.parametrize("target", ["/etc/passwd", "../../../etc/passwd"])
+def test_a_dockerfile_that_is_a_link_out_of_the_context_is_not_there(
+    engine: Engine, target: str
+) -> None:
+    answer = engine.build({"Dockerfile": (tarfile.SYMTYPE, target)})
+    assert answer.error == "Cannot locate specified Dockerfile: Dockerfile"
+
+
+def test_links_in_the_context_stay_in_it(engine: Engine) -> None:
+    files: Files = {
+        "Dockerfile": BASE + "COPY link/f /x\nRUN cat /x\n", "real/f": "inside\n",
+        "link": (tarfile.SYMTYPE, "/../../real"),
+    }  # fmt: skip
+    assert "inside\n" in engine.build(files, "nocache=1").text
+
+
+def test_the_lower_case_dockerfile_is_found_and_the_upper_case_one_wins(engine: Engine) -> None:
+    lower = BASE + "RUN echo from dockerfile\n"
+    assert "from dockerfile" in engine.build({"dockerfile": lower}).text
+    both: Files = {"dockerfile": lower, "Dockerfile": BASE + "RUN echo from Dockerfile\n"}
+    assert "from Dockerfile" in engine.build(both).text
+
+
+def test_a_body_may_be_a_lone_dockerfile(engine: Engine) -> None:
+    assert "Successfully built" in engine("POST", "/build", BASE.encode()).text
+
+
+def test_each_stage_tells_its_image_and_the_next_stands_on_it(engine: Engine) -> None:
+    text = BASE.strip() + " AS parent\nENV stage=bar\nONBUILD ENV foo=bar\nFROM parent\n"
+    answer = engine.build(text)
+    parent, child = answer.images
+    assert "Step 4/4 : FROM parent\n# Executing 1 build trigger\n" in answer.text
+    assert answer.text.endswith(f"Successfully built {child[7:19]}\n")
+    body = json.loads(engine("GET", f"/images/{child}/json").body)
+    assert body["Parent"] == parent
+
+
+def test_triggers_are_told_without_steps_of_their_own(engine: Engine) -> None:
+    engine.build(BASE + "ONBUILD RUN echo one\nONBUILD RUN echo two\n", "t=api/onbuild")
+    answer = engine.build("FROM api/onbuild\nRUN echo three\n", "nocache=1")
+    assert answer.text.startswith("Step 1/2 : FROM api/onbuild\n# Executing 2 build triggers\n")
+    assert "ONBUILD" not in answer.text
+    assert all(f"{word}\n" in answer.text for word in ("one", "two", "three"))
+
+
+def test_labels_are_steps_at_the_end(engine: Engine) -> None:
+    answer = engine.build(BASE + "ENV a=b\n", "labels=" + quote('{"z": "1", "b": "2"}'))
+    assert "Step 3/4 : LABEL b=2\n" in answer.text
+    assert "Step 4/4 : LABEL z=1\n" in answer.text
+    assert len(answer.images) == 1
+
+
+def test_how_files_are_named_does_not_change_the_image(engine: Engine) -> None:
+    one = engine.build({"Dockerfile": BASE + "COPY file1.txt /tmp/\n", "file1.txt": "t"})
+    two = engine.build({"Dockerfile": BASE + "COPY file*.txt /tmp/\n", "file1.txt": "t"})
+    assert one.images == two.images
+
+
+def test_what_ran_last_is_told_as_the_containers_command(engine: Engine) -> None:
+    engine.build(BASE + "RUN echo\tone\t\ttwo\n", "t=api/tabs")
+    body = json.loads(engine("GET", "/images/api/tabs/json").body)
+    assert body["ContainerConfig"]["Cmd"] == ["/bin/sh", "-c", "echo\tone\t\ttwo"]
+
+
+def test_an_emptied_command_is_a_list_and_one_never_set_is_null(engine: Engine) -> None:
+    engine.build("FROM scratch\nENTRYPOINT [\"/x\"]\nCMD []\n", "t=api/cleared")
+    config = json.loads(engine("GET", "/images/api/cleared/json").body)["Config"]
+    assert (config["Cmd"], config["Entrypoint"]) == ([], ["/x"])
+    engine.build("FROM scratch\nMAINTAINER x\n", "t=api/unset")
+    assert json.loads(engine("GET", "/images/api/unset/json").body)["Config"]["Cmd"] is None
+
+
+def test_a_run_of_nothing_does_nothing(engine: Engine) -> None:
+    assert "Successfully built" in engine.build(BASE + "RUN []\n").text
+
+
+def test_containers_are_kept_only_in_words_with_rm_false(engine: Engine) -> None:
+    assert "Removing intermediate container" in engine.build(BASE + "RUN echo rm1\n").text
+    kept = engine.build(BASE + "RUN echo rm2\n", "rm=0").text
+    assert "Running in" in kept
+    assert "Removing" not in kept
+
+
+# --- remote contexts
+
+
+@pytest.fixture
+def server() -> Iterator[str]:
+    """An HTTP server with contexts and Dockerfiles."""
+    archive = tar_of({"Dockerfile": BASE + "RUN echo wrong\n", "custom": BASE + "RUN echo right\n"})
+    pages = {
+        "/context.tar": (archive, "application/x-tar"),
+        "/context.tgz": (gzip.compress(archive), "application/octet-stream"),
+        "/dockerfile": (f"{BASE}RUN echo lone\n".encode(), "text/plain"),
+    }
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body, kind = pages.get(self.path, (b"", ""))
+            self.send_response(200 if body else 404)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: Any) -> None:
+            """Say nothing."""
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as served:
+        thread = threading.Thread(target=served.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{served.server_port}"
+        served.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    ("query", "said"),
+    [
+        ("remote={}/context.tar", "wrong"),
+        ("remote={}/context.tar&dockerfile=custom", "right"),
+        ("remote={}/context.tgz&dockerfile=custom", "right"),
+        ("remote={}/dockerfile&dockerfile=ignored", "lone"),
+    ],
+)
+def test_a_remote_context_is_fetched(engine: Engine, server: str, query: str, said: str) -> None:
+    path = "/build?nocache=1&" + query.format(server)
+    answer = engine("POST", path, headers={"Content-Type": "application/json"})
+    assert f"\n{said}\n" in answer.text
+    assert "ignored" not in answer.text
+
+
+def test_a_remote_context_that_is_not_there_is_a_plain_error(engine: Engine, server: str) -> None:
+    assert engine("POST", f"/build?remote={server}/nosuch").status == 404
+
+
+# --- the protocol
+
+
+def test_versions_out_of_range_are_refused(engine: Engine) -> None:
+    new, old = engine("GET", "/v1.99/version"), engine("GET", "/v1.1/version")
+    assert new.error == "client version 1.99 is too new. Maximum supported API version is 1.44"
+    assert "client version 1.1 is too old" in old.error
+    assert (new.status, old.status) == (400, 400)
+
+
+@pytest.mark.parametrize("path", ["/_ping", "/v1.24/_ping", "/v1.44/_ping"])
+def test_a_ping_is_answered_with_what_clients_negotiate_by(engine: Engine, path: str) -> None:
+    for method, body in (("HEAD", b""), ("GET", b"OK")):
+        answer = engine(method, path)
+        assert (answer.status, answer.body) == (200, body)
+        assert answer.headers["Api-Version"] == "1.44"
+        assert answer.headers["Ostype"] == "linux"
+
+
+def test_errors_carry_the_version_too(engine: Engine) -> None:
+    answer = engine("GET", "/v1.41/nosuch")
+    assert (answer.status, answer.error) == (404, "page not found")
+    assert answer.headers["Api-Version"] == "1.44"
+
+
+def test_a_client_of_http_1_0_gets_its_stream(engine: Engine) -> None:
+    body = tar_of({"Dockerfile": BASE + "RUN echo old\n"})
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(engine.path)
+        client.sendall(b"POST /build HTTP/1.0\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        answer = b"".join(iter(lambda: client.recv(65536), b""))
+    assert answer.startswith(b"HTTP/1.0 200 OK")
+    assert b"Successfully built" in answer
+
+
+def test_a_client_that_leaves_in_the_middle_of_its_context_harms_nobody(engine: Engine) -> None:
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(engine.path)
+        head = b"POST /build HTTP/1.1\r\nHost: d\r\nTransfer-Encoding: chunked\r\n\r\n"
+        client.sendall(head + b"5\r\nhello\r\n")
+    assert engine("GET", "/_ping").status == 200
+
+
+def test_what_is_no_archive_fails_inside_the_stream_of_a_load(engine: Engine) -> None:
+    answer = engine("POST", "/images/load", b"abc")
+    assert answer.status == 200
+    assert "errorDetail" in answer.messages[-1]
+
+
+def test_each_message_stands_on_a_line_of_its_own(engine: Engine) -> None:
+    answer = engine.build(BASE + "ENV a=b\n")
+    assert answer.headers["Content-Type"] == "application/json"
+    assert answer.body.count(b"\r\n") == len(answer.messages)
+
+
+def test_squash_leaves_the_base_and_one_layer(engine: Engine, daemon: Daemon) -> None:
+    text = BASE + "RUN echo 1 > /a; echo 2 > /b\nRUN rm /b; echo 3 > /c\n"
+    image = engine.build(text, "squash=1&t=api/squash").images[-1]
+    layers = json.loads(engine("GET", f"/images/{image}/json").body)["RootFS"]["Layers"]
+    assert len(layers) == 2
+    assert daemon.ok("run", "api/squash", "sh", "-c", "cat /a /c; ls /b; true").out == "1\n3\n"
