@@ -19,6 +19,8 @@ shift is 1 in the normal (shifted) mode; ``Capabilities.shift`` says so.
     run          RunSpec → RunOutcome                                  fds: stdout, stderr[, stdin]
                  (with ``tty``: one fd, the pty's slave side is made inside; main gets the master by event)
     apply        {tree, lowers, expect_diff_id, limits} → Applied      fds: input (file or pipe)
+    inherit      {tree, lowers, parents} → {done}                      (``Applied.parents`` become what they are
+                 below; not done: one is a symlink there, the layer must be applied over its lowers)
     diff         {tree, lowers, output: Output} → Packed               fds: blob (file, written from 0)
     pack         {sources, copy, lowers, output} → Packed              fds: blob, source directories …
     checksum     {source, paths, …} → Checksum                         fds: [source directory]
@@ -81,7 +83,8 @@ class Packed(TypedDict):
 class Applied(TypedDict):
     """An applied layer.  digest, size: of the bytes read (with what trails the stream);
     diff_id, tar_size: of the tar; skipped: device nodes that could not be made;
-    implied: parents that the layer lacked and that were taken from ``lowers`` (or made 0755)."""
+    implied: parents that the layer lacked and that were taken from ``lowers`` (or made 0755), and an opaque root
+    over unknown lowers; parents: the paths of those, for ``inherit`` (fewer than ``implied``: it can't)."""
 
     digest: str
     size: int
@@ -91,6 +94,7 @@ class Applied(TypedDict):
     bytes: int
     skipped: int
     implied: int
+    parents: list[str]
 
 
 class SourceDir(TypedDict):

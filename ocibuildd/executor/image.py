@@ -245,8 +245,8 @@ class ImagePuller:
         if self.store.blobs.has(descriptor.digest):
             with contextlib.suppress(BuildError):
                 return self.store.blobs.read(descriptor.digest, MAX_CONFIG)
-        parts = [data async for data in self.registry.blob(reference, descriptor, auth=auth)]
-        return b"".join(parts)
+        parts = self.registry.blob(reference, descriptor, auth=auth)
+        return b"".join([data async for data in parts])
 
     # --- fetch --------------------------------------------------------------------------------
 
@@ -280,8 +280,7 @@ class ImagePuller:
     ) -> tuple[LayerId, ...]:
         assert image.manifest is not None
         lease.add(blobs=[descriptor.digest for descriptor in image.manifest.layers])
-        pull = _Pull(self, image, lease, auth, emit)
-        return await pull.run()
+        return await _Pull(self, image, lease, auth, emit).run()
 
     def _record(
         self, image: ResolvedImage, chain: tuple[LayerId, ...], lease: Lease, *, tag: bool
@@ -289,8 +288,7 @@ class ImagePuller:
         """The rows: image, index and name, in one commit."""
         store = self.store
         hit("pull.before-rows")
-        digests = store.blobs.put_many(list(image.blobs))
-        lease.add(blobs=digests)
+        lease.add(blobs=store.blobs.put_many(list(image.blobs)))
         layers = store.layers.chain(chain)
         with store.transaction():
             store.images.put(
@@ -320,6 +318,7 @@ class _Pull:
         self.descriptors = image.manifest.layers
         self.diff_ids = image.config.rootfs.diff_ids
         self.made: dict[int, Unpacked] = {}
+        self.half: dict[LayerId, Unpacked] = {}
 
     async def run(self) -> tuple[LayerId, ...]:
         done: list[LayerId] = []
@@ -329,12 +328,12 @@ class _Pull:
                 for position, task in enumerate(tasks):
                     await task
                     done.append(self._row(position, done[-1] if done else 0))
+            await self.puller.unpacker.ensure_trees(done, self.emit, self.half)
         except BaseExceptionGroup as group_error:
             raise first_cause(group_error) from None
         finally:
-            for made in self.made.values():
+            for made in (*self.made.values(), *self.half.values()):
                 self.puller.unpacker.discard(made.tree)
-        await self.puller.unpacker.ensure_trees(done, self.emit)
         return tuple(done)
 
     def _row(self, position: int, parent: LayerId) -> LayerId:
@@ -349,6 +348,8 @@ class _Pull:
         made = self.made.pop(position, None)
         if made is not None and not layer.tree and (made.standalone or position == 0):
             self.puller.unpacker.name(layer, made)
+        elif made is not None and not layer.tree:
+            self.half[layer.id] = made
         elif made is not None:
             self.puller.unpacker.discard(made.tree)
         return layer.id
@@ -496,5 +497,4 @@ def seconds(created: str | None) -> float:
 
 def is_id(text: str) -> bool:
     """Could it be an image id, or a prefix of one?"""
-    digits = text.removeprefix("sha256:")
-    return 4 <= len(digits) <= 64 and HEX.issuperset(digits)
+    return 4 <= len(digits := text.removeprefix("sha256:")) <= 64 and HEX.issuperset(digits)

@@ -5,8 +5,8 @@
     made = await unpacker.apply(fd, diff_id)        → Unpacked: a tree of one layer, not yet any row's
 
 A layer is unpacked without knowing what is below it, so that all layers of an image can be unpacked at once.
-One that lacks entries for parent directories (``Applied.implied``) is unpacked again over what is
-below it, once that is there: the parents' modes and owners come from there.
+One that lacks entries for parent directories (``Applied.implied``) gets their owners, modes and times from what is
+below it once that is there, by an ``inherit`` job; where a parent is a symlink below, it is unpacked again.
 """
 
 from __future__ import annotations
@@ -118,30 +118,44 @@ class Unpacker:
 
     # --- chains -------------------------------------------------------------------------------
 
-    async def ensure_trees(self, chain: Sequence[LayerId], emit: Emit | None = None) -> list[str]:
+    async def ensure_trees(
+        self,
+        chain: Sequence[LayerId],
+        emit: Emit | None = None,
+        half: dict[LayerId, Unpacked] | None = None,
+    ) -> list[str]:
         """Tree ids of a chain, lowest first, unpacking what isn't.  The chain must be leased.
 
+        half: what was unpacked of it already and lacks parents; empty at the end.
         Raises NotFound (neither tree nor blob is here), Corrupt (the blob is damaged, and now in
         quarantine), and as ``apply``.
         """
         layers = self._store.layers.chain(chain)
         missing = [layer for layer in layers if not layer.tree]
-        if missing:
-            try:
+        half = {} if half is None else half
+        try:
+            if missing:
                 async with asyncio.TaskGroup() as group:
                     for layer in missing:
-                        below = layers[: layers.index(layer)]
-                        group.create_task(self._guard(self._ensure(layer, bool(below), emit)))
-            except BaseExceptionGroup as error:
-                raise first_cause(error) from None
-            await self._again_over_parents(chain, {layer.id for layer in missing}, emit)
+                        if layer.id not in half:
+                            below = layer is not layers[0]
+                            group.create_task(self._guard(self._ensure(layer, below, emit, half)))
+                await self._over_parents(chain, half, emit)
+        except BaseExceptionGroup as error:
+            raise first_cause(error) from None
+        finally:
+            while half:
+                self.discard(half.popitem()[1].tree)
         return [layer.tree for layer in self._store.layers.chain(chain)]
 
     async def _guard(self, work: Any) -> None:
         async with self._slots:
             await work
 
-    async def _ensure(self, layer: Layer, over_something: bool, emit: Emit | None) -> None:
+    async def _ensure(
+        self, layer: Layer, over_something: bool, emit: Emit | None, half: dict[LayerId, Unpacked]
+    ) -> None:
+        """Name the layer's tree, or put it into ``half`` where it needs to know what is below."""
         async with self.lock(layer.id):
             layer = self._store.layers.get(layer.id)
             if layer.tree:
@@ -150,20 +164,33 @@ class Unpacker:
             if made.standalone or not over_something:
                 self.name(layer, made)
             else:
-                self.discard(made.tree)
+                half[layer.id] = made
 
-    async def _again_over_parents(
-        self, chain: Sequence[LayerId], wanted: set[LayerId], emit: Emit | None
+    async def _over_parents(
+        self, chain: Sequence[LayerId], half: dict[LayerId, Unpacked], emit: Emit | None
     ) -> None:
         """Layers that lacked parents, from below upwards."""
         lowers: list[str] = []
         for layer in self._store.layers.chain(chain):
-            if not layer.tree and layer.id in wanted:
+            if not layer.tree and layer.id in half:
                 async with self.lock(layer.id):
                     layer = self._store.layers.get(layer.id)
                     if not layer.tree:
-                        layer = self.name(layer, await self._from_blob(layer, lowers, emit))
+                        if await self._inherit(half[layer.id], lowers):
+                            made = half.pop(layer.id)
+                        else:
+                            made = await self._from_blob(layer, lowers, emit)
+                        layer = self.name(layer, made)
             lowers.append(layer.tree)
+
+    async def _inherit(self, made: Unpacked, lowers: Sequence[str]) -> bool:
+        """Make the parents in a tree what they are below; False: that takes more."""
+        parents = made.applied["parents"]
+        if len(parents) < made.applied["implied"]:
+            return False
+        args = {"tree": made.tree, "lowers": list(lowers), "parents": parents}
+        answer = await self._nsd.call("inherit", args)
+        return bool(answer["done"])
 
     async def _from_blob(self, layer: Layer, lowers: Sequence[str], emit: Emit | None) -> Unpacked:
         digest = await self.obtain(layer)

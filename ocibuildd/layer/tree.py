@@ -274,7 +274,9 @@ class Tree:
             os.close(self._open.pop(known))
         for known in [known for known in self._times if known == path or known.startswith(prefix)]:
             del self._times[known]
-        self.implied -= {known for known in self.implied if known == path or known.startswith(prefix)}
+        self.implied -= {
+            known for known in self.implied if known == path or known.startswith(prefix)
+        }
 
     def finish(self) -> None:
         """Set the times of all directories, now that nothing is written any more."""

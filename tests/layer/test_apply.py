@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from ocibuildd.errors import BuildError, Corrupt, InvalidArgument
-from ocibuildd.layer import apply
+from ocibuildd.layer import apply, parents
 from ocibuildd.layer.tar import CHAR, DIRECTORY, FIFO, LINK, REGULAR, SYMLINK
 
 MTIME = 1_700_000_000_123_456_789
@@ -213,6 +213,38 @@ def test_a_missing_parent_is_like_the_one_below(applied, directory, tmp_path):
     (tmp_path / "below/d").mkdir(mode=0o700)
     result = applied((b"d/f", REGULAR), root=below)
     assert result["implied"] == 1 and stat.S_IMODE((tmp_path / "tree/d").stat().st_mode) == 0o700
+
+
+def inherited(below, tmp_path, result):
+    tree = os.open(tmp_path / "tree", os.O_RDONLY)
+    try:
+        return parents.inherit(tree, below, parents.asked(result["parents"]))
+    finally:
+        os.close(tree)
+
+
+def test_missing_parents_can_be_made_like_those_below_later(applied, directory, tmp_path):
+    below = directory("below")
+    (tmp_path / "below/d/e").mkdir(parents=True, mode=0o700)
+    (tmp_path / "below/d/e").chmod(0o1750)
+    os.setxattr(tmp_path / "below/d/e", "user.colour", b"red")
+    os.utime(tmp_path / "below/d/e", (5, 7))
+    result = applied((b"d/e/f", REGULAR), (b"new/f", REGULAR))
+    assert sorted(result["parents"]) == ["d", "d/e", "new"] and inherited(below, tmp_path, result)
+    status = (tmp_path / "tree/d/e").stat()
+    assert (stat.S_IMODE(status.st_mode), status.st_mtime) == (0o1750, 7)
+    assert os.getxattr(tmp_path / "tree/d/e", "user.colour") == b"red"
+    assert stat.S_IMODE((tmp_path / "tree/new").stat().st_mode) == 0o755
+
+
+def test_parents_that_are_symlinks_below_can_not_be_made_later(applied, directory, tmp_path):
+    below = directory("below")
+    (tmp_path / "below/lib").symlink_to("usr/lib")
+    assert not inherited(below, tmp_path, applied((b"lib/f", REGULAR)))
+
+
+def test_a_parent_whose_entry_comes_late_is_not_missing(applied):
+    assert applied((b"d/f", REGULAR), (b"d/", DIRECTORY))["implied"] == 0
 
 
 def test_a_parent_that_is_a_symlink_below_is_followed(applied, directory, tmp_path):
