@@ -74,10 +74,10 @@ def read_dockerfile(head: bytes, stdin: BinaryIO) -> str:
 
 
 def dockerfile_for(name: str, context: dict[str, Any]) -> str:
-    """``-f`` as the request has it: relative to the context, or absolute where it is outside.
+    """``-f`` as the request has it: relative to the context, absolute where it is outside, or a URL.
 
     Docker takes a relative ``-f`` relative to the working directory of the command."""
-    if not name or context["kind"] != "local":
+    if not name or context["kind"] != "local" or name.startswith(("http://", "https://")):
         return name
     path = os.path.abspath(name)
     if not os.path.exists(path):

@@ -117,6 +117,8 @@ class ContextOpener:
         try:
             if asked.dockerfile_text is not None:
                 text, name = asked.dockerfile_text.encode("utf-8", "surrogateescape"), "Dockerfile"
+            elif asked.dockerfile.startswith(("http://", "https://")):
+                text, name = await self._by_url(asked.dockerfile), "Dockerfile"
             elif lone is not None:
                 text, name = lone, "Dockerfile"
             else:
@@ -163,6 +165,16 @@ class ContextOpener:
         finally:
             os.close(fd)
 
+    async def _by_url(self, url: str) -> bytes:
+        """A Dockerfile from elsewhere.  Raises InvalidArgument where the URL gives something else."""
+        remote = await self._fetch(url)
+        if remote.directory is not None:
+            remote.directory.close()
+        if remote.dockerfile is None:
+            raise InvalidArgument(f"dockerfile {url[:200]}: an archive or a repository, not a Dockerfile",
+                                  hint="to build what is in it, give it as the context")
+        return remote.dockerfile
+
     def _dockerfile(
         self, asked: request.BuildRequest, directory: Directory | None
     ) -> tuple[bytes, str]:
@@ -206,7 +218,7 @@ class ContextOpener:
     ) -> tuple[str, ...]:
         """Patterns: ``<Dockerfile>.dockerignore`` beside the Dockerfile, else ``.dockerignore``."""
         data: bytes | None = None
-        if asked.dockerfile_text is None:
+        if asked.dockerfile_text is None and "://" not in asked.dockerfile:
             if name.startswith("/"):
                 try:
                     data = Path(name + ".dockerignore").read_bytes()[:MAX_IGNORE]

@@ -30,6 +30,7 @@ from .source import Directory, git_authorization
 TIMEOUT = 600.0
 """Seconds that one git command may take."""
 MAX_OUTPUT = 1 << 20
+DEPTH = "--depth=1"
 FULL_COMMIT = re.compile(r"[0-9a-f]{40}\Z|[0-9a-f]{64}\Z")
 SETTINGS = {
     "core.hooksPath": "/dev/null", "core.fsmonitor": "false", "core.symlinks": "true",
@@ -99,6 +100,9 @@ class _Git:
                     os.killpg(process.pid, signal.SIGKILL)
                 await until_done(asyncio.ensure_future(process.wait()))
         code = process.returncode or 0
+        if code and DEPTH in args and b"shallow" in err:
+            # A server of plain files can only give everything.
+            return await self.run(*(arg for arg in args if arg != DEPTH), check=check)
         if code and check:
             words = err[-2000:].decode("utf-8", "replace").strip().splitlines()
             raise BuildError(f"git {args[0]}: {words[-1] if words else f'exit code {code}'}")
@@ -126,19 +130,19 @@ async def _checkout(
     await git.run("remote", "add", "origin", "--", op.remote)
     wanted = op.ref or "HEAD"
     code, _ = await git.run(
-        "fetch", "--quiet", "--no-tags", "--depth=1", "origin", "--", wanted, check=False
+        "fetch", "--quiet", "--no-tags", DEPTH, "origin", "--", wanted, check=False
     )
     if code and FULL_COMMIT.match(wanted):  # the server gives out branches only
         await git.run("fetch", "--quiet", "--no-tags", "origin")
         await git.run("update-ref", "FETCH_HEAD", wanted)
     elif code:
-        await git.run("fetch", "--quiet", "--depth=1", "origin", "--", wanted)
+        await git.run("fetch", "--quiet", DEPTH, "origin", "--", wanted)
     _, commit = await git.run("rev-parse", "--verify", "FETCH_HEAD^{commit}")
     if op.checksum and not commit.startswith(op.checksum):
         raise Corrupt(f"git {op.remote}: {wanted} is commit {commit}, expected {op.checksum}")
     await git.run("checkout", "--quiet", "--force", "--detach", commit)
     if op.submodules and (root / ".gitmodules").is_file():
-        await git.run("submodule", "update", "--quiet", "--init", "--recursive", "--depth=1")
+        await git.run("submodule", "update", "--quiet", "--init", "--recursive", DEPTH)
     _, when = await git.run("show", "-s", "--format=%ct", commit)
     mtime = int(when) if op.mtime == "commit" else None
     await in_thread(_tidy, root, op.keep_git_dir, mtime)
