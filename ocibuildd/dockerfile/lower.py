@@ -115,6 +115,9 @@ class Lowering:
         graph.connect()
         while True:
             graph.reach(target)
+            if self.options.compat == "docker":  # the classic builder builds whatever stands before the target
+                for state in [each for each in graph.states if each.index < target.index]:
+                    graph.reach(state)
             for state in list(graph.states):
                 if state.base is None and not state.dispatched and not state.resolved:
                     self._resolve_base(state)

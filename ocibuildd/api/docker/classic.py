@@ -156,14 +156,9 @@ class ClassicStream:
             self._current += 1
             following = self._steps[self._current : self._current + 1]
             if not following or following[0].stage != step.stage:
-                out += self._aux(step.image)  # each stage tells of its image
+                self._told = step.image
+                out.append({"aux": {"ID": step.image}})  # each stage tells of its image
         return out
-
-    def _aux(self, image: str) -> list[Message]:
-        if not image or image == self._told:
-            return []
-        self._told = image
-        return [{"aux": {"ID": image}}]
 
     def _head(self, step: _Step) -> list[Message]:
         out: list[Message] = []
@@ -203,7 +198,10 @@ class ClassicStream:
         image = str(event.get("image", ""))
         if self._quiet:
             return [{"stream": f"{image}\n"}]
-        out = self._advance() + self._aux(image) + self._warnings
+        out = self._advance()
+        if image and image != self._told:  # squashed
+            out.append({"aux": {"ID": image}})
+        out += self._warnings
         if image:
             out.append({"stream": f"Successfully built {image.partition(':')[2][:12]}\n"})
         out += [{"stream": f"Successfully tagged {name}\n"} for name in event.get("names", ())]

@@ -242,6 +242,17 @@ def test_each_stage_tells_its_image_and_the_next_stands_on_it(engine: Engine) ->
     assert body["Parent"] == parent
 
 
+def test_stages_that_nothing_needs_are_built_too_up_to_the_target(engine: Engine) -> None:
+    text = (
+        BASE.strip() + " AS one\nONBUILD RUN echo foo > some\nONBUILD ENV bar=baz\n"
+        "FROM one\nRUN cat some\nFROM one\nRUN cat some\nFROM busybox AS never\nRUN exit 1\n"
+    )
+    answer = engine.build(text, "target=2")
+    assert len(answer.images) == 3
+    body = json.loads(engine("GET", f"/images/{answer.images[2]}/json").body)
+    assert "bar=baz" in body["Config"]["Env"]
+
+
 def test_triggers_are_told_without_steps_of_their_own(engine: Engine) -> None:
     engine.build(BASE + "ONBUILD RUN echo one\nONBUILD RUN echo two\n", "t=api/onbuild")
     answer = engine.build("FROM api/onbuild\nRUN echo three\n", "nocache=1")
