@@ -11,6 +11,8 @@ MAX_DIRECTORIES = 16
 """More of them copied up, and the diff is to tell."""
 OVERLAY = "user.overlay."
 OPAQUE = "user.overlay.opaque"
+WHOLE = "whole"
+"""Beside a tree that is a whole root file system (hosts without an overlay): it says nothing of changes."""
 
 
 def untouched(upper: Path, lowers: Sequence[Path]) -> bool:
@@ -18,6 +20,8 @@ def untouched(upper: Path, lowers: Sequence[Path]) -> bool:
 
     Places for mounts (/etc/hosts) are made and taken away again around a step; their parents stay behind,
     copied up.  False where it isn't plain.  lowers: lowest first."""
+    if (upper.parent / WHOLE).exists():
+        return False
     pending, count = [""], 0
     try:
         while pending:

@@ -350,7 +350,7 @@ async def _writable(loop: asyncio.AbstractEventLoop, sock: socket.socket) -> Non
 
 def _capabilities(ready: Mapping[str, Any], host: Mapping[str, Any]) -> Capabilities:
     return Capabilities(
-        ids=ready["ids"], overlay="kernel", network=ready["network"]["mode"],
+        ids=ready["ids"], overlay=ready["overlay"], network=ready["network"]["mode"],
         shift=ready["shift"], id_count=ready["count"], proc=ready["proc"], cgroup=ready["cgroup"],
         requirements=probe.requirements(host, ready),
     )

@@ -211,13 +211,18 @@ def _mappers(host: Mapping[str, Any]) -> Requirement:
 
 
 def _overlay(host: Mapping[str, Any], nsd: Mapping[str, Any]) -> Requirement:
-    tested = nsd.get("selftest", {})
+    tested, mode = nsd.get("selftest", {}), nsd.get("overlay", "kernel")
     problem = tested.get("overlay") or tested.get("rename")
     where = f"on {host['file_system']}"
-    if not problem:
+    if mode == "kernel" and not problem:
         return _row("overlayfs", "ok", f"kernel, {where}")
+    found = f"{problem or 'not used, by the configuration'} ({where}): {mode} in its place"
     fix = "put the state directory on ext4, xfs, btrfs or a volume (state_dir in ocibuildd.toml); Linux 5.11 or later"
-    return _row("overlayfs", "missing", f"{problem} ({where})", "no build step can run", fix)
+    cost = {
+        "kernel": "no build step can run", "fuse": "files of a step are read and written slower",
+        "copy": "every step copies its whole root file system; fuse-overlayfs and /dev/fuse would spare that",
+    }[mode]
+    return _row("overlayfs", "missing" if mode == "kernel" else "degraded", found, cost, fix)
 
 
 def _proc(nsd: Mapping[str, Any]) -> Requirement:

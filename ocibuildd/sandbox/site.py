@@ -10,39 +10,45 @@ import fcntl
 import os
 import socket
 import struct
-from collections.abc import Iterator, Sequence
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from .. import syscalls
 from ..errors import Conflict, InvalidArgument, Unsupported
-from . import mounts, probe, spec, userns
+from . import mounts, probe, roots, spec, trees, userns
 from .cgroup import Cgroups
 from .network import Kind, NetnsLease, Network
 
 SIOCSIFFLAGS, SIOCGIFFLAGS, IFF_UP = 0x8914, 0x8913, 1
+
+Overlay = Literal["kernel", "fuse", "copy"]
 
 
 @dataclass(slots=True)
 class Site:
     """state: the daemon's directory.  devices: path descriptors of host nodes, by name; null: one of /dev/null.
 
-    proc: how a sandbox gets /proc.  network: None = only "none" and "host".  cgroups: None = no limits
-    but resource limits."""
+    proc: how a sandbox gets /proc.  overlay: how a chain becomes a root file system.  network: None = only "none"
+    and "host".  cgroups: None = no limits but resource limits."""
 
     state: bytes
     ids: userns.IdPlan
     devices: dict[str, int]
     null: int = -1
     proc: Literal["new", "bind", "none"] = "new"
+    overlay: Overlay = "kernel"
     network: Network | None = None
     cgroups: Cgroups | None = None
     filters: dict[bool, bytes] = field(default_factory=dict)
     selftest: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def open(cls, state: str, ids: userns.IdPlan) -> Site:
-        """Make the state's directories and pin the host's device nodes.  Raises Unsupported, OSError."""
+    def open(cls, state: str, ids: userns.IdPlan, overlay: str = "") -> Site:
+        """Make the state's directories and pin the host's device nodes.
+
+        overlay: kernel, fuse or copy; "" = the best that works.  Raises Unsupported, OSError."""
         site = cls(os.fsencode(state), ids, {})
         site.null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
         for part in (b"trees", b"tmp"):
@@ -56,6 +62,7 @@ class Site:
         for name, (major, minor) in spec.DEVICES.items():
             site.devices[name] = mounts.device(f"/dev/{name}", major, minor)
         site.selftest = probe.selftest(site.state)
+        site.overlay = _choose_overlay(overlay, site.selftest)
         if site.selftest["proc"]:
             site.proc = "bind"  # read-only, and still with a pid namespace of the sandbox's own
         return site
@@ -103,17 +110,54 @@ class Site:
 
         One tree is itself.  The mount is attached nowhere: it goes with its descriptors."""
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-        stack = [self.tree(name) for name in spec.trees(lowers)] or [self.empty]
-        if len(stack) == 1:
-            root = os.open(stack[0], flags)
-        else:
-            mount = mounts.overlay(stack)
-            root = os.open(".", flags, dir_fd=mount)
-            os.close(mount)
+        stack = self.stack(spec.trees(lowers))
+        trash: list[bytes] = []
         try:
-            yield root
+            if len(stack) == 1:
+                root = os.open(stack[0], flags)
+            else:
+                mount = self.overlaid(stack, trash)
+                root = os.open(".", flags, dir_fd=mount)
+                os.close(mount)
+            try:
+                yield root
+            finally:
+                os.close(root)
         finally:
-            os.close(root)
+            trees.discard_all(trash)
+
+    def stack(self, lowers: Sequence[str]) -> list[bytes]:
+        """The directories of a chain's trees that show, lowest first; the empty directory for an empty chain."""
+        return roots.cut([self.tree(name) for name in lowers]) or [self.empty]
+
+    def overlaid(
+        self, stack: Sequence[bytes], trash: list[bytes], *, upper: bytes = b"", work: bytes = b"",
+        attributes: int = 0,
+    ) -> int:
+        """A stack as a detached mount, read-only without ``upper``; to ``trash`` goes what is to be removed after it.
+
+        With "copy" this takes seconds, and ``upper`` becomes a whole root.  Raises Unsupported, OSError."""
+        match self.overlay:
+            case "kernel":
+                below = stack if upper or len(stack) > 1 else [self.empty, *stack]
+                return mounts.overlay(below, upper=upper, work=work, attributes=attributes)
+            case "fuse":
+                return roots.fuse(self.state, stack, upper=upper, work=work, attributes=attributes)
+            case "copy":
+                place = upper
+                if upper:
+                    roots.mark_whole(upper)
+                else:
+                    attributes |= syscalls.MOUNT_ATTR_RDONLY
+                    place = os.path.join(self.state, b"tmp", b"root-" + uuid.uuid4().hex.encode())
+                    os.mkdir(place, 0o700)
+                    trash.append(place)
+                roots.compose(stack, place, link=not upper)
+                fd = os.open(place, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+                try:
+                    return mounts.bind(fd, attributes)
+                finally:
+                    os.close(fd)
 
     @contextlib.contextmanager
     def mounted(self, lowers: Sequence[str]) -> Iterator[int | None]:
@@ -144,7 +188,7 @@ class Site:
             "ids": self.ids.mode, "shift": self.shift, "count": self.ids.count, "proc": self.proc,
             "network": network, "cgroup": "none" if self.cgroups is None else "v2",
             "controllers": sorted(self.cgroups.controllers) if self.cgroups is not None else [],
-            "notes": list(self.ids.notes), "selftest": self.selftest,
+            "notes": list(self.ids.notes), "selftest": self.selftest, "overlay": self.overlay,
         }
 
     def close(self) -> None:
@@ -171,6 +215,21 @@ class Site:
         if kind == "default":
             raise Unsupported("network: not started", hint="--network=none works")
         return make_pair(self.ids, kind)
+
+
+def _choose_overlay(wanted: str, selftest: Mapping[str, str]) -> Overlay:
+    """The rung that is asked for, else the best that works.  Raises Unsupported, InvalidArgument."""
+    problems: dict[Overlay, str] = {
+        "kernel": selftest["overlay"] or selftest["rename"], "fuse": roots.fuse_problem(), "copy": "",
+    }
+    if not wanted:
+        return next(rung for rung, problem in problems.items() if not problem)
+    for rung, problem in problems.items():
+        if rung == wanted:
+            if problem:
+                raise Unsupported(f"overlay = {wanted!r}: {problem}", hint='overlay = "copy" works everywhere')
+            return rung
+    raise InvalidArgument(f"overlay = {wanted[:100]!r}: kernel, fuse or copy wanted")
 
 
 def make_pair(ids: userns.IdPlan, kind: Kind) -> NetnsLease:

@@ -36,16 +36,16 @@ def upper_of(site: Site, plan: spec.Plan, trash: list[bytes]) -> tuple[bytes, by
 def source_of(site: Site, mount: spec.Mount, fds: list[int], trash: list[bytes]) -> int:
     """The detached mount that a mount of the plan shows.  Raises NotFound, OSError."""
     if mount.kind == "chain":
-        stack = [site.tree(name) for name in mount.lowers] or [site.empty]
+        stack = site.stack(mount.lowers)
         if mount.readonly:
-            return mounts.overlay(stack if len(stack) > 1 else [site.empty, *stack])
+            return site.overlaid(stack, trash)
         base = os.path.join(site.state, b"tmp", b"mount-" + uuid.uuid4().hex.encode())
         trash.append(base)
         upper, work = os.path.join(base, b"fs"), os.path.join(base, b"work")
         os.makedirs(upper, 0o755)
         os.mkdir(work, 0o700)
         os.chown(upper, site.shift, site.shift)
-        return mounts.overlay(stack, upper=upper, work=work)
+        return site.overlaid(stack, trash, upper=upper, work=work)
     if mount.kind == "cache":
         return _cache(site, mount)
     if mount.kind == "socket":

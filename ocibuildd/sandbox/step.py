@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from .. import errors, syscalls
-from . import guest, mounts, sources, spec, wire
+from . import guest, mounts, roots, sources, spec, trees, wire
 from .cgroup import Leaf, Usage
 from .network import NetnsLease
 from .site import Site
@@ -159,6 +159,10 @@ class Step:
     reason: str = ""
     guest_closed: bool = False
     deadline: float = 0.0
+    copied: int = 0
+    """Bytes that were in the upper directory before it began."""
+    root: int = -1
+    """Keeps a mount that a program serves until all that was written has come to it."""
     told: bool = False
 
     def begin(self, data: bytes, fds: list[int]) -> None:
@@ -169,12 +173,16 @@ class Step:
             self.site.cgroups.limit(self.sandbox.group, plan.limits)
         self.upper, work = sources.upper_of(self.site, plan, self.trash)
         self.trash.append(work)
-        stack = [self.site.tree(name) for name in plan.lowers] or [self.site.empty]
         given: list[int] = []
         try:
-            given.append(mounts.overlay(
-                stack, upper=self.upper, work=work, attributes=syscalls.MOUNT_ATTR_NODEV,
+            given.append(self.site.overlaid(
+                self.site.stack(plan.lowers), self.trash, upper=self.upper, work=work,
+                attributes=syscalls.MOUNT_ATTR_NODEV,
             ))
+            if self.site.overlay == "copy":
+                self.copied = trees.size(self.upper, sys.maxsize)
+            elif self.site.overlay == "fuse":
+                self.root = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=given[0])
             given += sources.stdio(self.site.null, plan, fds)
             behind = [
                 sources.source_of(self.site, mount, fds, self.trash)
@@ -223,6 +231,10 @@ class Step:
         wire.close_all([item.parent for item in self.made])
         # Before the caller hears: it may remove the tree at once, and would find ``work`` going away under it.
         self.trash = [path for path in self.trash if not _remove_work(path)]
+        if self.root >= 0:
+            syscalls.syncfs(self.root)
+            os.close(self.root)
+            roots.translate(self.upper)
         if self.told or self.plan is None:
             return status
         try:

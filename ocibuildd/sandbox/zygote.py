@@ -85,6 +85,8 @@ class Zygote:
                 else:
                     self._event(fd)
             self._deadlines()
+            if self.site.overlay == "fuse":
+                self._reap_orphans()
             if self.parked and not self._starting():
                 parked, self.parked = self.parked, []
                 for data, fds in parked:
@@ -185,6 +187,19 @@ class Zygote:
         finally:
             wire.close_all(fds[1:])
 
+    def _reap_orphans(self) -> None:
+        """We are process 1: those who served a mount end up with us."""
+        known = {child.pid for child in self.children.values()}
+        known |= {step.sandbox.pid for step in self.steps.values()}
+        known |= {sandbox.pid for sandbox in self.ready.values()}
+        known |= self.site.network.pids() if self.site.network is not None else set()
+        flags = os.WEXITED | os.WNOHANG | os.WNOWAIT
+        try:
+            while (found := os.waitid(os.P_ALL, 0, flags)) is not None and found.si_pid not in known:
+                os.waitpid(found.si_pid, 0)
+        except ChildProcessError:
+            return
+
     # --- sandboxes ------------------------------------------------------------------------------------
 
     def _start_run(self, kind: str, sock: socket.socket, data: bytes, fds: list[int]) -> None:
@@ -249,7 +264,7 @@ class Zygote:
         step = self.steps.get(pidfd)
         if step is None or step.plan is None:
             return
-        limit, upper = step.plan.limits["upper_bytes"], step.upper
+        limit, upper = step.plan.limits["upper_bytes"] + step.copied, step.upper
         child = self._fork("measure", None, lambda: trees.size(upper, limit) <= limit or os._exit(2))
         child.step = step
 

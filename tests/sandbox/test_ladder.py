@@ -22,7 +22,7 @@ HOST = {
 }
 NSD = {
     "network": {"mode": "pasta"}, "cgroup": "v2", "controllers": ["memory", "pids", "cpu"],
-    "selftest": {"overlay": "", "rename": "", "proc": ""},
+    "selftest": {"overlay": "", "rename": "", "proc": ""}, "overlay": "kernel",
 }
 
 
@@ -46,6 +46,8 @@ def test_a_host_that_has_everything_is_all_ok():
         ({"no_new_privs": True}, {}, "newuidmap", "degraded", "NoNewPrivileges"),
         ({}, {"selftest": {"overlay": "Invalid argument", "proc": ""}}, "overlayfs", "missing", "state_dir"),
         ({}, {"selftest": {"rename": "renamed"}}, "overlayfs", "missing", "state_dir"),
+        ({}, {"overlay": "fuse"}, "overlayfs", "degraded", "state_dir"),
+        ({}, {"overlay": "copy", "selftest": {"overlay": "Invalid argument"}}, "overlayfs", "degraded", "state_dir"),
         ({}, {"selftest": {"proc": "Operation not permitted"}}, "procfs", "degraded", "systempaths=unconfined"),
         ({"tun": "Permission denied"}, {"network": {"mode": "none"}}, "network", "degraded", "chmod 666"),
         ({"programs": {**HOST["programs"], "pasta": ""}}, {"network": {"mode": "none"}}, "network", "degraded",
@@ -182,3 +184,37 @@ def test_in_a_container_with_a_masked_proc_steps_see_that_one_read_only():
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
     assert done.stdout.split()[:3] == ["bind", "1", "cat"], done.stderr
     assert "refused" in done.stdout
+
+
+AMBIENT = """
+import asyncio, tempfile
+from pathlib import Path
+from fixtures import remove_tree
+from sandboxes import opened
+
+async def main():
+    state = Path(tempfile.mkdtemp(dir="/tmp"))
+    box = await opened(state)
+    print(box.client.capabilities.ids)
+    print((await box.sh("grep CapEff /proc/self/status; touch /f; chown 5:6 /f; stat -c %u:%g /f")).output)
+    await box.client.close()
+    remove_tree(state)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a service's ambient capabilities")
+def test_with_ambient_capabilities_and_no_new_privileges_we_write_the_maps_ourselves():
+    import pwd
+
+    if "builder" not in [entry.pw_name for entry in pwd.getpwall()]:
+        pytest.skip("there is no user called builder")
+    ambient = ["--inh-caps", "+setuid,+setgid", "--ambient-caps", "+setuid,+setgid", "--no-new-privs"]
+    user = ["--reuid", "builder", "--regid", "builder", "--init-groups"]
+    command = ["setpriv", *user, *ambient, sys.executable, "-c", AMBIENT]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent), "HOME": "/"}
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=60, check=False, cwd="/",
+    )
+    assert done.stdout.split() == ["shifted", "CapEff:", "00000000a80425fb", "5:6"], done.stderr
