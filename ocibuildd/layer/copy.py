@@ -24,6 +24,7 @@ from .sink import LayerSink, Reuse
 MAX_OPEN: Final = 16
 """Directories of sources that are kept open."""
 _GIGA = 1_000_000_000
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
 
 
 def pack(
@@ -131,9 +132,14 @@ class _Copier:
         if match.files:
             top.mtime_ns = match.status.st_mtime_ns
         prefix = dest + b"/" if dest else b""
+        nodes = plan.nodes
         for found in match.files:
-            if found.rel:
-                self._put(prefix + found.rel, selector, found)
+            if found[0]:
+                path = prefix + found[0]
+                if top.base or path in nodes or not _is_plain(found[3].st_mode):
+                    self._put(path, selector, found)
+                else:  # nothing can be in its way
+                    nodes[path] = self._node(selector, found)
 
     def _with_parents(self, selector: Selector, match: Match) -> None:
         plan = self.plan
@@ -161,41 +167,21 @@ class _Copier:
             self.plan.put_file(path, self._node(selector, found))
 
     def _node(self, selector: Selector, found: Found) -> Node:
-        status = found.status
-        mode = status.st_mode & 0o7777
+        status = found[3]
+        kind = status.st_mode
+        mode = kind & 0o7777
         if self.chown is not None:
             uid, gid = self.chown
         elif selector.source.owned:
             uid, gid = self.owners.of(status)
         else:
             uid = gid = 0
-        kind = status.st_mode
-        if stat.S_ISLNK(kind):
-            return Node(
-                tar.SYMLINK,
-                0o777,
-                uid,
-                gid,
-                status.st_mtime_ns,
-                selector=selector,
-                found=found,
-                group=self._group,
-            )
-        if self.chmod is not None:
-            mode = self.chmod(mode, stat.S_ISDIR(kind))
-        word = (
-            tar.DIRECTORY if stat.S_ISDIR(kind) else tar.REGULAR if stat.S_ISREG(kind) else tar.FIFO
-        )
-        return Node(
-            word,
-            mode,
-            uid,
-            gid,
-            status.st_mtime_ns,
-            selector=selector,
-            found=found,
-            group=self._group,
-        )
+        word = _WORDS[kind & 0o170000]
+        if word == tar.SYMLINK:
+            mode = 0o777
+        elif self.chmod is not None:
+            mode = self.chmod(mode, word == tar.DIRECTORY)
+        return Node(word, mode, uid, gid, status.st_mtime_ns, selector, found, self._group)
 
     def _unpack(self, selector: Selector, match: Match) -> bool:
         """ADD's archives: a local file that is a tar (compressed or not) is unpacked, unless told otherwise."""
@@ -222,6 +208,17 @@ class _Copier:
         return True
 
 
+_WORDS = {
+    stat.S_IFREG: tar.REGULAR, stat.S_IFDIR: tar.DIRECTORY, stat.S_IFLNK: tar.SYMLINK,
+    stat.S_IFIFO: tar.FIFO,
+}  # fmt: skip
+
+
+def _is_plain(mode: int) -> bool:
+    """Whether it is of a type that is copied."""
+    return mode & 0o170000 in _WORDS
+
+
 class _Places:
     """Directories of the sources, the last few of them open."""
 
@@ -238,17 +235,30 @@ class _Places:
         return self._fd
 
     def _find(self, selector: Selector, place: bytes) -> int:
-        fd = self._open.get((selector, place))
+        fd = self._open.pop((selector, place), None)
         if fd is None:
-            if len(self._open) >= MAX_OPEN:
+            while len(self._open) >= MAX_OPEN:
                 os.close(self._open.pop(next(iter(self._open))))
+            above, name = split(place)
+            parent = self._opened(selector, above) if above else -1
             try:
-                fd = selector.root.open(place, os.O_RDONLY | os.O_DIRECTORY)
+                if parent < 0:
+                    fd = selector.root.open(place, _DIRECTORY)
+                else:
+                    fd = os.open(name, _DIRECTORY | os.O_NOFOLLOW, dir_fd=parent)
             except OSError as error:
                 raise InvalidArgument(
                     f"{os.fsdecode(place)}: changed while it was being read"
                 ) from error
-            self._open[selector, place] = fd
+        self._open[selector, place] = fd
+        return fd
+
+    def _opened(self, selector: Selector, place: bytes) -> int:
+        """The directory above others, opened if need be, and one of the last to be closed from now on."""
+        fd = self._open.pop((selector, place), None)
+        if fd is None:
+            fd = selector.root.open(place, _DIRECTORY)
+        self._open[selector, place] = fd
         return fd
 
     def close(self) -> None:

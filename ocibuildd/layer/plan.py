@@ -45,13 +45,13 @@ class Node:
         uid: int,
         gid: int,
         mtime_ns: int,
-        *,
         selector: Selector | None = None,
         found: Found | None = None,
+        group: int = 0,
+        *,
         data: bytes = b"",
         base: bool = False,
         changed: bool = True,
-        group: int = 0,
     ):
         self.kind = kind
         self.mode = mode
@@ -235,14 +235,11 @@ class Plan:
 
     def entries(self) -> list[tuple[bytes, Node]]:
         """What goes into the layer, in walking order: what changed, and the directories above it."""
-        needed: set[bytes] = set()
-        for path, node in self.nodes.items():
-            if node.changed:
-                needed.add(path)
-                parent = paths.split(path)[0]
-                while parent and parent not in needed:
-                    needed.add(parent)
-                    parent = paths.split(parent)[0]
+        needed = {path for path, node in self.nodes.items() if node.changed}
+        for parent in {path[: max(path.rfind(b"/"), 0)] for path in needed}:
+            while parent and parent not in needed:
+                needed.add(parent)
+                parent = paths.split(parent)[0]
         needed.discard(b"")
         chosen = [(path, self.nodes[path]) for path in needed]
         chosen.sort(key=lambda item: item[0].replace(b"/", b"\0"))

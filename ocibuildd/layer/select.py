@@ -27,6 +27,8 @@ MAX_FILES: Final = 5_000_000
 """Files of one selection."""
 ATTEMPTS: Final = 5
 """Tries to list a directory in which files come and go."""
+MAX_OPEN: Final = 64
+"""Directories above the one that is being listed that are kept open."""
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
 _KIND, _IS_DIRECTORY = 0o170000, stat.S_IFDIR
 
@@ -264,10 +266,59 @@ class Selector:
     # --- walking
 
     def _all(self, top: bytes, status: os.stat_result) -> list[Found]:
-        """``_walk`` where no pattern hides anything."""
+        """``_walk`` where no pattern hides anything.  Directories are opened below the open one that they are in."""
         place, name = split(top)
         out = [Found(b"", place, name, status)]
-        todo = [(b"", top)]
+        stack: list[tuple[int, list[Found]]] = []
+        try:
+            out += self._enter(stack, self._open(top), b"", top)
+            while stack:
+                above, todo = stack[-1]
+                if not todo:
+                    os.close(stack.pop()[0])
+                    continue
+                rel, place, name, _ = todo.pop()
+                directory = place + b"/" + name if place else name
+                if len(stack) > MAX_OPEN:
+                    out += self._below(rel, directory)
+                    continue
+                try:
+                    fd = os.open(name, _DIRECTORY | os.O_NOFOLLOW, dir_fd=above)
+                except FileNotFoundError:
+                    continue  # removed since it was listed
+                out += self._enter(stack, fd, rel, directory)
+        finally:
+            for fd, _ in stack:
+                os.close(fd)
+        return out
+
+    def _open(self, directory: bytes) -> int:
+        try:
+            return self.root.open(directory, _DIRECTORY)
+        except FileNotFoundError:
+            return -1
+
+    def _enter(
+        self, stack: list[tuple[int, list[Found]]], fd: int, rel: bytes, directory: bytes
+    ) -> list[Found]:
+        """What the open directory holds; it stays open while there are directories in it to be entered."""
+        if fd < 0:
+            return []
+        below: list[Found] = []
+        try:
+            found = self._entries(rel, directory, fd)
+            below = [entry for entry in reversed(found) if entry[3].st_mode & _KIND == _IS_DIRECTORY]
+        finally:
+            if not below:
+                os.close(fd)
+        if below:
+            stack.append((fd, below))
+        return found
+
+    def _below(self, top: bytes, directory: bytes) -> list[Found]:
+        """What lies below a directory that is too deep for keeping those above it open."""
+        out: list[Found] = []
+        todo = [(top, directory)]
         while todo:
             rel, directory = todo.pop()
             found = self._entries(rel, directory)
@@ -325,11 +376,11 @@ class Selector:
                 enter = is_directory and self.exclude.may_contain(rel)
         return visible, enter
 
-    def _entries(self, rel: bytes, directory: bytes) -> list[Found]:
-        """What a directory holds, sorted."""
+    def _entries(self, rel: bytes, directory: bytes, fd: int = -1) -> list[Found]:
+        """What a directory holds, sorted.  ``fd``: it, open."""
         for _ in range(ATTEMPTS):
             try:
-                out = self._scan(rel, directory)
+                out = self._scan(rel, directory, fd)
                 break
             except FileNotFoundError:
                 continue  # a file went between being listed and being looked at
@@ -343,10 +394,9 @@ class Selector:
             return [found for found in out if not is_whiteout(found.status)]
         return out
 
-    def _scan(self, rel: bytes, directory: bytes) -> list[Found]:
-        try:
-            fd = self.root.open(directory, _DIRECTORY)
-        except FileNotFoundError:
+    def _scan(self, rel: bytes, directory: bytes, given: int) -> list[Found]:
+        fd = self._open(directory) if given < 0 else given
+        if fd < 0:
             return []  # removed since it was listed
         prefix = rel + b"/" if rel else b""
         try:
@@ -366,7 +416,8 @@ class Selector:
                     for item in scan
                 ]
         finally:
-            os.close(fd)
+            if given < 0:
+                os.close(fd)
 
     # --- what isn't there
 
