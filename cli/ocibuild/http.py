@@ -174,6 +174,12 @@ class Response:
         del buffer[:size]
         return data
 
+    @property
+    def has_more(self) -> bool:
+        """Has more of the body come already?  What only ends a chunk is none."""
+        between = self.chunked and not self._in_chunk
+        return len(self.connection.buffer) > (len(b"\r\n") if between else 0)
+
     def _chunk_head(self) -> int:
         """The size of the next chunk; what ends the one before is skipped (RFC 9112, 7.1)."""
         line = self.connection.read_until(b"\r\n", MAX_HEADER)

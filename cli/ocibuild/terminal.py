@@ -82,7 +82,7 @@ class Session:
     def _copy(self, response: Response) -> int:
         sock = self.connection.socket
         sock.settimeout(None)
-        if self.connection.buffer:
+        if response.has_more:
             self._take(response)
         while self._status is None:
             watched = [sock.fileno(), self._wake[0], *([0] if self.stdin_open else [])]
@@ -126,7 +126,7 @@ class Session:
         if not data:
             raise ConnectionFailed("the daemon went away in the middle")
         self._pending += data
-        while len(self.connection.buffer):
+        while response.has_more:
             more = response.chunk()
             if not more:
                 break
