@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from . import errors, syscalls
-from .sandbox import probe, roots, userns, wire
+from .sandbox import probe, roots, spec, userns, wire
 from .sandbox.site import Site
 from .sandbox.zygote import Job, Zygote
 
@@ -43,7 +43,10 @@ def _options(site: Site) -> dict[str, Any]:
 def apply(site: Site, args: Arguments, fds: list[int]) -> dict[str, Any]:
     """A layer's tar from fds[0] into a new tree."""
     from .layer.apply import apply_layer
+    from .layer.placement import make_apart
 
+    path = site.tree(spec.trees([args["tree"]])[0])
+    make_apart(os.path.dirname(path), os.path.join(site.state, b"tmp"))
     with site.mounted(args.get("lowers", [])) as root:
         tree = site.new_tree(args["tree"])
         try:
@@ -88,6 +91,7 @@ def _sources(site: Site, sources: list[Any], fds: list[int]) -> Iterator[list[So
     """``SourceDir`` values as the layer package has them, chains mounted."""
     import base64
 
+    from .layer.scan import Scan
     from .layer.select import Source
 
     with contextlib.ExitStack() as stack:
@@ -103,6 +107,7 @@ def _sources(site: Site, sources: list[Any], fds: list[int]) -> Iterator[list[So
                 fd=fd, inline=inline, paths=tuple(source["paths"]),
                 ignore=tuple(source.get("ignore", ())), remote=source.get("remote", False),
                 owned="lowers" in source,
+                scan=Scan.read(fds[source["scan"]]) if "scan" in source else None,
             ))
         yield found
 
@@ -247,7 +252,9 @@ JOBS: dict[str, Job] = {
 
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
-PRELOAD = ("layer.apply", "layer.diff", "layer.copy", "layer.checksum", "layer.remove")
+PRELOAD = (
+    "layer.apply", "layer.placement", "layer.diff", "layer.copy", "layer.checksum", "layer.remove",
+)
 """Imported once nsd is idle, so that no child has to."""
 
 
