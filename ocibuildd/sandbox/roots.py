@@ -28,6 +28,8 @@ WHITEOUT = "user.overlay.whiteout"
 FUSE_MARKS = "user.fuseoverlayfs."
 FUSE_OPAQUE = FUSE_MARKS + "opaque"
 WHOLE = b"whole"
+MESSAGE = 2000
+"""Bytes of what the program says that are told."""
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -64,11 +66,10 @@ def fuse(
         if upper:
             options += b",upperdir=" + os.path.relpath(upper, state) + b",workdir=" + os.path.relpath(work, state)
         arguments = [program.encode(), b"-o", options, place]
-        pid = os.posix_spawn(program, arguments, {"PATH": "/usr/bin:/bin", "LC_ALL": "C"})
-        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        status, said = _spawned(arguments)
         if status != 0:
             raise Unsupported(
-                f"overlay: {PROGRAM} ended with {status}", hint='set [sandbox] overlay = "copy"',
+                f"overlay: {PROGRAM} ended with {status}: {said}", hint='set [sandbox] overlay = "copy"',
             )
         fd = os.open(place, os.O_PATH | os.O_CLOEXEC)
         try:
@@ -78,6 +79,20 @@ def fuse(
             syscalls.umount2(place, syscalls.MNT_DETACH)
     finally:
         os.rmdir(place)
+
+
+def _spawned(arguments: list[bytes]) -> tuple[int, str]:
+    """Wait until the program has gone to the background: its status, and the last that it said."""
+    said = os.memfd_create("stderr", os.MFD_CLOEXEC)
+    try:
+        pid = os.posix_spawn(
+            arguments[0], arguments, {"PATH": "/usr/bin:/bin", "LC_ALL": "C"},
+            file_actions=[(os.POSIX_SPAWN_DUP2, said, 2)],
+        )
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        return status, os.pread(said, MESSAGE, 0).decode(errors="replace").strip()
+    finally:
+        os.close(said)
 
 
 def translate(upper: bytes) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import os
 import signal
@@ -12,9 +13,11 @@ import time
 from pathlib import Path
 
 import pytest
+from sandboxes import Box
 
 from ocibuildd import syscalls
 from ocibuildd.errors import InvalidArgument, Unsupported
+from ocibuildd.sandbox import launch
 from ocibuildd.sandbox.network import Network
 from ocibuildd.sandbox.network_rules import FORWARDER
 
@@ -159,6 +162,28 @@ def test_a_start_waits_for_nothing_and_steps_without_a_network_neither():
     start, none, default = lab(scenario)
     assert not start[1] and none[1] and default[1]
     assert start[0] + none[0] < default[0] < 5
+
+
+async def test_jobs_go_on_while_a_step_waits_for_the_network(state_dir):
+    client = await launch.start(state_dir, config={"keep_ready": False})
+    box, order = Box(client, state_dir), []
+
+    async def noted(name, job):
+        try:
+            return await job
+        except OSError as error:
+            return error.errno
+        finally:
+            order.append(name)
+
+    try:
+        step = noted("step", box.run("/nothing", lowers=[], network="default"))
+        looks = (noted("look", client.call("lookup", {"lowers": [], "stat": ["/"], "read": []})) for _ in range(2))
+        outcome, *_ = await asyncio.gather(step, *looks)
+        assert order == ["look", "look", "step"]
+        assert outcome.code == 127
+    finally:
+        await client.close()
 
 
 def test_a_host_with_hundreds_of_addresses_still_gets_its_rules():

@@ -137,6 +137,15 @@ async def test_the_limit_of_what_a_step_writes_does_not_count_the_copy(state_dir
         await box.client.close()
 
 
+@pytest.mark.parametrize("mode", [rung("fuse")])
+async def test_what_fuse_overlayfs_complains_of_is_told(state_dir, mode):
+    (state_dir / "tmp").mkdir()
+    state = os.fsencode(state_dir)
+    with pytest.raises(errors.Unsupported, match=r"ended with 1: .*missing"):
+        roots.fuse(state, [state + b"/missing"])
+    assert not list((state_dir / "tmp").iterdir())
+
+
 async def test_whole_roots_hide_what_is_below_on_every_rung(state_dir):
     box = await opened(state_dir, overlay="copy")
     await box.sh("rm /etc/group", tree="one")
