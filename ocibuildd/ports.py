@@ -110,6 +110,8 @@ class SourceDir(TypedDict):
     """.dockerignore patterns, for local contexts only."""
     remote: NotRequired[bool]
     """It came by HTTP or git: ADD doesn't unpack it unless told to."""
+    scan: NotRequired[int]
+    """Index into the job's fds: what ``layer.scan.Scan.memfd`` gave; ``fd`` isn't walked then."""
 
 
 class CopySpec(TypedDict):
@@ -137,6 +139,7 @@ class Checksum(TypedDict):
     files: {path: short digest} for explaining a miss; at most MAX_EXPLAINED entries.
     missing: literal paths that matched nothing; ignored: {path: the pattern that hides it};
     matches: things that the paths name (a directory is one).
+    scan: the selection itself (``layer.scan.Scan``), where it was made in main.
     near: {missing path: names like it}.  ``layer.select.not_found`` makes the error."""
 
     digest: str
@@ -148,6 +151,7 @@ class Checksum(TypedDict):
     near: NotRequired[dict[str, list[str]]]
     stamp: NotRequired[str]
     matches: NotRequired[int]
+    scan: NotRequired[Any]
     """Of the inodes and times of the files.  ``Packed.stamps`` (in the order of the sources) tells whether a
     pack saw the same ones; where it didn't, its result must not be kept under this digest."""
 

@@ -15,6 +15,7 @@ from typing import cast
 
 from ..layer.checksum import checksum
 from ..layer.fingerprints import Fingerprints
+from ..layer.scan import Scan
 from ..layer.select import Source
 from ..ports import Checksum, CopySpec, Nsd, SourceDir
 from ..runtime import in_thread
@@ -71,7 +72,9 @@ def _local(
         fd=directory.fd, paths=tuple(source["paths"]), ignore=tuple(source.get("ignore", ())),
         remote=source.get("remote", False),
     )
-    found = checksum(files, spec, fingerprints=known)
+    scan = Scan()
+    found = checksum(files, spec, fingerprints=known, scan=scan)
+    found["scan"] = scan
     if known.changed:
         known.save(path)
     return found

@@ -41,6 +41,8 @@ from ocibuildd.ports import (
     SourceDir,
     Work,
 )
+from ocibuildd.layer.scan import Scan
+from ocibuildd.runtime import in_thread
 from ocibuildd.store import Store
 from ocibuildd.store.cache_mounts import Grip
 from ocibuildd.store.failpoints import hit
@@ -112,6 +114,7 @@ class StepExecutor:
         self._materials = materials
         self._unused: set[LayerId] = set()
         self._stamps: dict[tuple[int, str], str] = {}
+        self._scans: dict[tuple[int, str], Scan] = {}
         self._digests: dict[tuple[int, str], str] = {}
         self._emptied: set[str] = set()
         self._trees = ContextTrees(store, nsd, puller.unpacker)
@@ -186,7 +189,9 @@ class StepExecutor:
             files = source_dir(paths, directory=directory, fd=0)
             found = cast("Checksum", await materials.checksum(directory, files, spec))
             self._digests[vertex, selection.role] = found["digest"]
+            scan = found.pop("scan", None)
             if directory.path:
+                self._scans[vertex, selection.role] = scan
                 self._stamps[vertex, selection.role] = found.get("stamp", "")
         else:
             lowers = await self._puller.unpacker.ensure_trees(source.chain)
@@ -213,9 +218,10 @@ class StepExecutor:
         ensure = self._puller.unpacker.ensure_trees
         root = inputs[0]
         writer = store.blobs.writer(trusted=True)
+        scans: list[int] = []
         try:
             fds, sources = [writer.fd], []
-            for source in op.sources if isinstance(op, Copy) else ():
+            for number, source in enumerate(op.sources if isinstance(op, Copy) else ()):
                 if source.input is None:
                     sources.append(inline_dir(source.inline))
                     continue
@@ -224,6 +230,12 @@ class StepExecutor:
                 if directory is not None:
                     sources.append(source_dir(source.paths, directory=directory, fd=len(fds)))
                     fds.append(directory.fd)
+                    scan = self._scans.pop((vertex, f"source {number}"), None)
+                    if scan is not None:
+                        scans.append(await in_thread(scan.memfd))
+                        sources[-1]["scan"] = len(fds)
+                        fds.append(scans[-1])
+                        del scan
                 else:
                     lowers = await ensure(given.chain)
                     sources.append(source_dir(source.paths, lowers=lowers))
@@ -247,6 +259,8 @@ class StepExecutor:
                 store.layers.drop(layer)
                 raise
         finally:
+            for fd in scans:
+                os.close(fd)
             writer.abort()
         return Work(layer, packed, standalone)
 

@@ -15,6 +15,7 @@ from ..ports import Checksum, CopySpec
 from . import tar
 from .fingerprints import Fingerprints, key, now
 from .owners import Owners, has_xattrs, read_xattrs
+from .scan import Scan
 from .select import Found, Match, Selector, Source, unreadable
 from .sink import data_digest, identity
 
@@ -31,18 +32,27 @@ def checksum(
     shift: int = 0,
     squash: bool = False,
     fingerprints: Fingerprints | None = None,
+    scan: Scan | None = None,
 ) -> Checksum:
     """Digest what ``source.paths`` selects.  With ``fingerprints``, files that they know aren't opened.
 
+    ``scan``: an empty one, which is given the selection.
+
     ``spec``'s ``exclude``, ``parents`` and ``chown`` are looked at.  Plain and synchronous, for any thread.
     Raises OSError, InvalidArgument (a file changes meanwhile), BadPattern."""
-    return _Summer(source, spec, Owners(shift, squash), fingerprints).run()
+    return _Summer(source, spec, Owners(shift, squash), fingerprints, scan).run()
 
 
 class _Summer:
     def __init__(
-        self, source: Source, spec: CopySpec, owners: Owners, fingerprints: Fingerprints | None
+        self,
+        source: Source,
+        spec: CopySpec,
+        owners: Owners,
+        fingerprints: Fingerprints | None,
+        scan: Scan | None = None,
     ):
+        self.scan = scan
         self.selector = Selector(source, spec)
         self.source = source
         self.parents = spec["parents"]
@@ -69,6 +79,8 @@ class _Summer:
         try:
             for match in self.selector.run():
                 self._match(match)
+                if self.scan is not None:
+                    self.scan.matches.append(match)
                 self._stamp.update(b"".join(self._keys))
                 self._keys = []
         except OSError as error:
@@ -76,6 +88,8 @@ class _Summer:
         finally:
             if self._fd >= 0:
                 os.close(self._fd)
+        if self.scan is not None:
+            self.scan.marked = self.selector.marked
         missing = self.selector.missing
         return Checksum(
             digest="sha256:" + self.total.hexdigest(),
@@ -123,7 +137,7 @@ class _Summer:
         for path, record in records[: max(MAX_EXPLAINED - len(self.files), 0)]:
             name = os.fsdecode(path)
             text = shown + "/" + name if shown and name else shown or name
-            self.files[text] = hashlib.sha256(record).hexdigest()[:12]
+            self.files[text] = _short(record)
 
     def _record(self, found: Found, path: bytes) -> tuple[bytes, bytes]:
         rel, place, name, status = found
@@ -190,3 +204,11 @@ class _Summer:
             digest = digest[:-1] + bytes([digest[-1] | 1])
         self.fingerprints.put(status, digest, read_at)
         return digest
+
+
+def _short(record: bytes) -> str:
+    """For explaining a difference: "MODE[ UID:GID]:digest", so that mode and owner can be told from content."""
+    kind_and_mode, uid, gid, rest = record.partition(b"\0")[2].split(b" ", 3)
+    owner = b"" if uid == gid == b"0" else b" %b:%b" % (uid, gid)
+    digest = hashlib.sha256(kind_and_mode[:1] + rest).hexdigest()[:12]
+    return f"{(kind_and_mode[1:] + owner).decode()}:{digest}"

@@ -13,7 +13,7 @@ from ..ports import CopySpec, Output, Packed
 from . import tar
 from .addtar import ArchiveAdder, is_archive
 from .emit import Emitter
-from .fingerprints import Fingerprints
+from .fingerprints import Fingerprints, key
 from .modes import parse_mode, parse_owner
 from .owners import Owners, read_xattrs
 from .paths import Root, clean, split
@@ -309,7 +309,14 @@ def _node(emitter: Emitter, places: _Places, path: bytes, node: Node, copier: _C
     elif found is None or selector is None:
         emitter.entry(path, node.kind, node.mode, node.uid, node.gid, node.mtime_ns, data=node.data)
     elif node.kind == tar.SYMLINK:
-        target = os.readlink(found.name, dir_fd=places.get(selector, found.place))
+        place = places.get(selector, found.place)
+        target = os.readlink(found.name, dir_fd=place)
+        now = os.stat(found.name, dir_fd=place, follow_symlinks=False)
+        if key(now) != key(found.status):
+            raise InvalidArgument(
+                f"/{os.fsdecode(path)}: its source changed while it was read",
+                hint="something writes to the build context during the build",
+            )
         emitter.symlink(path, target, node.uid, node.gid, node.mtime_ns)
     else:
         emitter.entry(path, node.kind, node.mode, node.uid, node.gid, node.mtime_ns)

@@ -14,7 +14,7 @@ import os
 import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ..errors import BuildError, InvalidArgument, NotFound, TooLarge
 from ..model import patterns
@@ -22,6 +22,9 @@ from ..ports import CopySpec
 from .fingerprints import key
 from .owners import has_xattrs
 from .paths import Root, is_whiteout, split
+
+if TYPE_CHECKING:
+    from .scan import Scan
 
 MAX_FILES: Final = 5_000_000
 """Files of one selection."""
@@ -47,6 +50,8 @@ class Source:
     ignore: tuple[str, ...] = ()
     remote: bool = False
     owned: bool = False
+    scan: Scan | None = None
+    """What an earlier ``Selector`` found in it, for the same instruction."""
 
 
 class Found(NamedTuple):
@@ -96,6 +101,10 @@ class Selector:
         """The matches of all paths, in the order of the paths, those of a wildcard sorted.
 
         Literal paths without a match land in ``missing`` (and ``ignored``)."""
+        if self.source.scan is not None:
+            self.marked = self.source.scan.marked
+            yield from self.source.scan.matches
+            return
         for written in self.source.paths:
             yield from self._path(written)
 
