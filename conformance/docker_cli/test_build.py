@@ -168,3 +168,87 @@ def test_a_killed_client_cancels_the_build(docker: Any, dockerfile: Files) -> No
     while running() and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not running()
+
+
+def shape(text: str) -> list[str]:
+    """What is printed, with ids blotted out and without the order of a step's two streams."""
+    lines = [re.sub(r"\b[0-9a-f]{12}\b", "ID", line) for line in text.split("\n")]
+    return [line.replace("\x1b[91m", "").replace("\x1b[0m", "") for line in lines if line.strip()]
+
+
+def test_each_line_is_the_one_that_dockerd_prints(docker: Any, dockerfile: Files) -> None:
+    path = dockerfile(FULL, **{"sub/f": "x"})
+    lines = shape(docker.ok("build", "--no-cache", "-t", "cap/lines", path).out)
+    assert sorted(lines[1:]) == sorted(
+        [
+            *("Step 1/7 : FROM busybox", " ---> ID"),
+            *("Step 2/7 : ARG A=1", " ---> Running in ID", "Removing intermediate container ID", " ---> ID"),
+            *("Step 3/7 : ENV X=$A", " ---> Running in ID", "Removing intermediate container ID", " ---> ID"),
+            *('Step 4/7 : RUN echo "out $X"; echo err >&2', " ---> Running in ID", "out 1", "err"),
+            *("Removing intermediate container ID", " ---> ID"),
+            *("Step 5/7 : COPY sub /sub", " ---> ID"),
+            *("Step 6/7 : LABEL k=v", " ---> Running in ID", "Removing intermediate container ID", " ---> ID"),
+            *('Step 7/7 : CMD ["sh"]', " ---> Running in ID", "Removing intermediate container ID", " ---> ID"),
+            *("Successfully built ID", "Successfully tagged cap/lines:latest"),
+        ]
+    )  # fmt: skip
+    assert lines[0].startswith("Sending build context to Docker daemon ")
+
+
+def test_a_failing_build_ends_after_what_ran(docker: Any, dockerfile: Files) -> None:
+    done = docker("build", dockerfile("FROM busybox\nRUN exit 3\n"))
+    assert done.code == 3
+    expected = ["Step 1/2 : FROM busybox", " ---> ID", "Step 2/2 : RUN exit 3", " ---> Running in ID"]
+    assert shape(done.out)[1:] == expected
+    assert done.err.endswith("\nThe command '/bin/sh -c exit 3' returned a non-zero code: 3\n")
+
+
+def test_labels_and_tags_of_the_command_line_come_last(docker: Any, dockerfile: Files) -> None:
+    path = dockerfile("FROM busybox\nENV L=1\n")
+    out = docker.ok("build", "--label", "zz=1", "-t", "cap/one", "-t", "cap/two:x", path).out
+    assert "Step 3/3 : LABEL zz=1\n" in out
+    assert out.endswith("Successfully tagged cap/one:latest\nSuccessfully tagged cap/two:x\n")
+
+
+def test_a_dockerfile_on_stdin_goes_with_a_context(docker: Any, dockerfile: Files) -> None:
+    path = dockerfile("FROM nosuch\n", f="here\n")
+    text = b"FROM busybox\nCOPY . /all\nRUN cat /all/f; ls -a /all\n"
+    out = docker.ok("build", "--no-cache", "-f", "-", path, stdin=text).out
+    assert "\nhere\n" in out
+    assert ".dockerfile." not in out.split("Running in")[1]
+
+
+def test_security_options_are_refused_as_by_dockerd(docker: Any, dockerfile: Files) -> None:
+    done = docker("build", "--security-opt", "label=x", dockerfile("FROM busybox\n"))
+    assert done.code == 1
+    assert done.err.endswith(
+        "Error response from daemon: The daemon on this platform does not support setting security options on build\n"
+    )
+
+
+def test_an_unknown_target_is_named(docker: Any, dockerfile: Files) -> None:
+    done = docker("build", "--target", "0x", dockerfile("FROM busybox\n"))
+    assert done.code == 1
+    assert "Error response from daemon: failed to reach build target 0x in Dockerfile\n" in done.err
+
+
+def test_squash_and_cache_from_are_taken(docker: Any, dockerfile: Files) -> None:
+    path = dockerfile("FROM busybox\nRUN echo a > /a\nRUN echo b > /b\n")
+    docker.ok("build", "--squash", "--cache-from", "busybox", "-t", "cap/squashed", path)
+    layers = json.loads(docker.ok("inspect", "cap/squashed").out)[0]["RootFS"]["Layers"]
+    assert len(layers) == 2
+    assert "Using cache" not in docker.ok("build", "--cache-from", "nosuch", path).out
+
+
+def test_what_the_client_cannot_fetch_fails_there(docker: Any) -> None:
+    done = docker("build", "https://127.0.0.1:1/x.tar.gz")
+    assert done.code == 1
+    assert "unable to download remote context" in done.err
+
+
+def test_buildkit_without_buildx_is_the_clients_error(docker: Any, dockerfile: Files) -> None:
+    asked = type(docker)(docker.program, {**docker.env, "DOCKER_BUILDKIT": "1"})
+    done = asked("build", dockerfile("FROM busybox\n"))
+    if done.code == 0:
+        pytest.skip("the docker CLI has buildx")
+    assert "buildx component is missing or broken" in done.err

@@ -70,7 +70,8 @@ class Watch:
         elif kind == "started":
             inputs = [f"{self._prefix}{i}" for i in self._plan.vertices[vertex].inputs]
             events.append(
-                "vertex.started", vertex=name, name=self._plan.vertices[vertex].name, inputs=inputs
+                "vertex.started", vertex=name, name=self._plan.vertices[vertex].name, inputs=inputs,
+                cached=fields.get("known") or None,
             )
         elif kind == "done":
             self._done(vertex, name, fields["trace"], fields["result"])

@@ -120,10 +120,10 @@ class Solver:
             self._event_started(other, index)
         run.task = asyncio.ensure_future(self._execute(run))
 
-    def _event_started(self, job: Job, vertex: int) -> None:
+    def _event_started(self, job: Job, vertex: int, *, known: bool = False) -> None:
         trace = job.traces[vertex]
         trace.started = time.time()
-        job.event(vertex, "started", trace=trace)
+        job.event(vertex, "started", trace=trace, known=known)
 
     def _resolve(self, run: Run, build: str, vertex: int) -> None:
         job = self._jobs.get(build)
@@ -240,7 +240,7 @@ class Solver:
         return self._want(job, index, trace.key, (), trace)
 
     def _known(self, job: Job, index: int, result: Result, trace: Trace) -> list[Action]:
-        self._event_started(job, index)
+        self._event_started(job, index, known=True)
         self._give(job, index, result, trace)
         return self._schedule.resolved(job.id, index)
 

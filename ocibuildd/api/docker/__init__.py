@@ -61,9 +61,9 @@ class DockerApi:
         self.events = Events()
         self._system = System(root, lambda: len(images.list(all=True, filters={})))
         self._build = Build(builds, peer, images)
-        self._images = Images(images, registry, self.events)
+        self._images = Images(images, builds, registry, self.events)
         self._transfer = Transfer(images, registry, self.events)
-        self._space = Space(images, maintenance, registry)
+        self._space = Space(images, builds, maintenance, registry)
 
     def routes(self) -> list[tuple[str, str, Handler]]:
         """(method, path, handler); an image's name may hold slashes."""

@@ -41,6 +41,8 @@ class _Step:
     trigger: bool = False
     """It comes from an ONBUILD of the image that the stage begins with."""
     started: bool = False
+    working: bool = False
+    """It is carried out: its result isn't known already."""
     headed: bool = False
     running: bool = False
     done: bool = False
@@ -97,6 +99,7 @@ class ClassicStream:
         elif kind == "vertex.started":
             for step in self._of(event):
                 step.started = True
+                step.working = step.working or not event.get("cached")
         elif kind == "vertex.log":
             self._log(event)
         elif kind == "step.done":
@@ -168,8 +171,7 @@ class ClassicStream:
                 number = self._shown[step.number]
                 out.append({"stream": f"Step {number}/{self._total} : {step.text}"})
                 out.append({"stream": "\n"})
-        # A step that was started may still turn out to be cached: what it says, or its end, tells.
-        known = step.done or step.held
+        known = step.done or step.held or step.working
         if known and step.needs_container and not step.cached and not step.running:
             step.running = True
             out.append({"stream": f" ---> Running in {self._container(step)}\n"})

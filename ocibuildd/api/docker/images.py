@@ -12,7 +12,7 @@ from ...image.values import Details, Summary
 from ...model.digest import Digest
 from ...model.reference import Reference
 from .events import Events
-from .protocol import ApiError, filters, flag, registry_auth, reply
+from .protocol import ApiError, filters, flag, registry_auth, reply, settled
 
 LIST_FILTERS = frozenset({"dangling", "label", "before", "since", "reference", "until"})
 PRUNE_FILTERS = frozenset({"dangling", "label", "label!", "until"})
@@ -97,10 +97,11 @@ def container_command(created_by: str) -> list[str] | None:
 
 
 class Images:
-    """Handlers of /images.  ``images``: image.service.Images."""
+    """Handlers of /images.  ``images``: image.service.Images; ``builds``: build.service.Builds."""
 
-    def __init__(self, images: Any, registry: Any, events: Events):
+    def __init__(self, images: Any, builds: Any, registry: Any, events: Events):
         self._images = images
+        self._builds = builds
         self._registry = registry
         self._events = events
 
@@ -159,6 +160,7 @@ class Images:
         """DELETE /images/{name}?force=&noprune="""
         name = request.match_info["name"]
         found = self._find(name)
+        await settled(self._builds)
         removed = self._images.remove(
             name, force=flag(request.query, "force"), prune=not flag(request.query, "noprune")
         )
@@ -170,6 +172,7 @@ class Images:
     async def prune(self, request: web.Request) -> web.Response:
         """POST /images/prune?filters="""
         wanted = filters(request.query, PRUNE_FILTERS)
+        await settled(self._builds)
         done = await self._images.prune(wanted)
         removed = [{item.action.capitalize(): item.what} for item in done.removed]
         return reply({"ImagesDeleted": removed or None, "SpaceReclaimed": done.reclaimed})

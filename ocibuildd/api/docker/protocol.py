@@ -27,6 +27,8 @@ HEADERS = {
 AUTH_LIMIT = 64 << 10
 """Characters of a credentials header."""
 FILTER_LIMIT = 64 << 10
+RECENT = 16
+"""Builds that may still be at their last."""
 HUB_KEYS = frozenset({"https://index.docker.io/v1/", "index.docker.io", "docker.io", "registry-1.docker.io"})
 _VERSION = re.compile(r"(\d{1,3})\.(\d{1,4})\Z")
 _encode = msgspec.json.Encoder().encode
@@ -226,6 +228,15 @@ class JsonStream:
         await self.begin()
         await self._response.write_eof()
         return self._response
+
+
+async def settled(builds: Any) -> None:
+    """Wait for the last of builds that have ended: until then they hold on to what they made.
+
+    A client that was told of a build's end may ask for the removal of its image in the same moment."""
+    for build in builds.list(RECENT):
+        if build.state not in {"queued", "running"}:
+            await builds.wait(build.id)
 
 
 def require(condition: object, message: str) -> None:

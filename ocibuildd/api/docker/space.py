@@ -14,7 +14,7 @@ from ...store.maintenance import Maintenance
 from ...store.policy import prune_policies
 from .events import timestamp
 from .images import shown
-from .protocol import HUB_KEYS, ApiError, filters, flag, number, reply
+from .protocol import HUB_KEYS, ApiError, filters, flag, number, reply, settled
 
 BUILD_PRUNE_FILTERS = frozenset(
     {"until", "id", "parent", "type", "description", "inuse", "shared", "private", "unused-for"}
@@ -35,8 +35,9 @@ def _time(seconds: float) -> str | None:
 class Space:
     """Handlers that count and free.  ``images``: image.service.Images; ``registry``: for /auth."""
 
-    def __init__(self, images: Any, maintenance: Maintenance, registry: Any):
+    def __init__(self, images: Any, builds: Any, maintenance: Maintenance, registry: Any):
         self._images = images
+        self._builds = builds
         self._maintenance = maintenance
         self._registry = registry
 
@@ -79,6 +80,7 @@ class Space:
             filters=[f"{key}=={value}" for key, values in wanted.items() for value in values],
             max_used_space=number(query, "max-used-space"), min_free_space=number(query, "min-free-space"),
         )
+        await settled(self._builds)
         outcome = await self._maintenance.collect(policies, wait=True)
         deleted = [item.id[:25] for item in outcome.removals if item.what in {"record", "mount"}]
         return reply({"CachesDeleted": deleted or None, "SpaceReclaimed": outcome.freed})
