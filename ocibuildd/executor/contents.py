@@ -9,9 +9,9 @@ import asyncio
 import contextlib
 import hashlib
 import os
-from collections import OrderedDict
 from pathlib import Path
 from typing import cast
+from weakref import WeakValueDictionary
 
 from ..layer.checksum import checksum
 from ..layer.fingerprints import Fingerprints
@@ -22,9 +22,6 @@ from ..runtime import in_thread
 from .kept import KeptSegments
 from .source import Directory
 
-MAX_CONTEXTS = 8
-"""Contexts whose fingerprints stay in memory."""
-
 
 class LocalContents:
     """Checksums for one daemon.  directory: where fingerprints are kept between its lives."""
@@ -32,8 +29,7 @@ class LocalContents:
     def __init__(self, directory: Path, nsd: Nsd):
         self._directory = directory
         self._nsd = nsd
-        self._known: OrderedDict[str, Fingerprints] = OrderedDict()
-        self._locks: dict[str, asyncio.Lock] = {}
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self.kept = KeptSegments()
 
     def fingerprints(self, directory: Directory) -> int:
@@ -50,15 +46,7 @@ class LocalContents:
             return cast("Checksum", found)
         key = _name(directory)
         async with self._locks.setdefault(key, asyncio.Lock()):
-            known = self._known.get(key)
-            if known is None:
-                known = await in_thread(Fingerprints.load, self._directory / key)
-            self._known[key] = known
-            self._known.move_to_end(key)
-            while len(self._known) > MAX_CONTEXTS:
-                old, _ = self._known.popitem(last=False)
-                self._locks.pop(old, None)
-            return await in_thread(_local, directory, source, spec, known, self._directory / key)
+            return await in_thread(_local, directory, source, spec, self._directory / key)
 
 
 def _name(directory: Directory) -> str:
@@ -66,8 +54,10 @@ def _name(directory: Directory) -> str:
 
 
 def _local(
-    directory: Directory, source: SourceDir, spec: CopySpec, known: Fingerprints, path: Path
+    directory: Directory, source: SourceDir, spec: CopySpec, path: Path
 ) -> Checksum:
+    # Read each time (some milliseconds for 20,000 files) rather than kept: an idle daemon is small.
+    known = Fingerprints.load(path)
     files = Source(
         fd=directory.fd, paths=tuple(source["paths"]), ignore=tuple(source.get("ignore", ())),
         remote=source.get("remote", False),

@@ -12,6 +12,7 @@ from hashlib import sha256
 from typing import Any, cast
 
 from ocibuildd.errors import InvalidArgument
+from ocibuildd.layer.scan import Scan
 from ocibuildd.model.digest import EMPTY_TAR, Digest
 from ocibuildd.model.graph import (
     ContextSource,
@@ -41,7 +42,6 @@ from ocibuildd.ports import (
     SourceDir,
     Work,
 )
-from ocibuildd.layer.scan import Scan
 from ocibuildd.runtime import in_thread
 from ocibuildd.store import Store
 from ocibuildd.store.cache_mounts import Grip
@@ -79,7 +79,8 @@ class Materials:
 
     images: by vertex index, as resolved.  contexts: by name.  around: of every RUN.
     fetch_http, fetch_git: how remote sources come (vertex's op, emit) → Result.
-    checksum: of a directory's files.  fingerprints: a descriptor of what is remembered of them, or -1.  kept: compressed segments of earlier layers.
+    checksum: of a directory's files.  fingerprints: a descriptor of what is remembered of them, or -1.
+    kept: compressed segments of earlier layers.
     on_failed: takes over a failed step's tree (True) or not.
     admit: room on the disk before a step writes, collected if need be; raises NoSpace.
     """
@@ -190,8 +191,9 @@ class StepExecutor:
             found = cast("Checksum", await materials.checksum(directory, files, spec))
             self._digests[vertex, selection.role] = found["digest"]
             scan = found.pop("scan", None)
-            if directory.path:
+            if scan is not None:
                 self._scans[vertex, selection.role] = scan
+            if directory.path:
                 self._stamps[vertex, selection.role] = found.get("stamp", "")
         else:
             lowers = await self._puller.unpacker.ensure_trees(source.chain)

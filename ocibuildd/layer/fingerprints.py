@@ -74,7 +74,8 @@ class Fingerprints:
         """From several descriptors, left open; None where there are none."""
         self = cls()
         for fd in fds:
-            self._old.update(cls.load(os.dup(fd), MAX_GATHERED)._old)
+            more = cls.load(os.dup(fd), MAX_GATHERED)
+            self._old = {**self._old, **more._old} if self._old else more._old  # noqa: SLF001 - ours
         return self if self._old else None
 
     def save(self, path: str | os.PathLike[str]) -> None:

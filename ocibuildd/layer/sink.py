@@ -369,7 +369,7 @@ def identity(
     link: bytes,
     xattrs: Mapping[bytes, bytes] | None,
 ) -> bytes:
-    """What the content digest has of an entry: all but its times; where ``size`` isn't 0 the digest of its data follows."""
+    """What the content digest has of an entry: all but its times; where ``size`` isn't 0, its data's digest follows."""
     more = b""
     if xattrs:
         more = b"".join(
