@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ocibuildd.api.docker.classic import ClassicStream
+from ocibuildd.api.docker.classic import ClassicStream, describe
 
 
 def run(*events: dict[str, Any], **options: Any) -> str:
@@ -97,3 +97,56 @@ def test_a_quiet_build_says_its_id_alone() -> None:
     assert (
         run(*STEPS, BASE, {"type": "build.done", "image": "sha256:b"}, quiet=True) == "sha256:b\n"
     )
+
+
+def test_a_step_that_says_nothing_is_seen_to_run() -> None:
+    stream = ClassicStream("b")
+    for event in (*STEPS, BASE):
+        stream.feed(event)
+    messages = stream.feed({"type": "vertex.started", "vertex": "1"})
+    assert messages[-1]["stream"].startswith(" ---> Running in ")
+
+
+def test_a_step_whose_result_is_known_is_not_seen_to_run() -> None:
+    started = {"type": "vertex.started", "vertex": "1", "cached": True}
+    done = {"type": "step.done", "step": 2, "vertex": "1", "image": "sha256:b", "cached": True}
+    assert "Running" not in run(*STEPS, BASE, started, done)
+
+
+def test_triggers_have_no_steps_of_their_own() -> None:
+    steps = [
+        {"type": "build.step", "step": 1, "vertex": "0", "text": "FROM x", "line": 1},
+        {"type": "build.step", "step": 2, "vertex": "1", "text": "RUN a", "line": 1},
+        {"type": "build.step", "step": 3, "vertex": "2", "text": "RUN b", "line": 2},
+    ]
+    ends = [
+        {"type": "step.done", "step": number, "vertex": str(number - 1), "image": f"sha256:{number}"}
+        for number in (1, 2, 3)
+    ]
+    text = run(*steps, *ends)
+    assert text.startswith("Step 1/2 : FROM x\n# Executing 1 build trigger\n ---> Running in ")
+    assert "Step 2/2 : RUN b\n" in text
+    assert "RUN a" not in text
+
+
+def test_each_stage_tells_its_image_once() -> None:
+    steps = [
+        {"type": "build.step", "step": 1, "vertex": "0", "text": "FROM x", "stage": "0"},
+        {"type": "build.step", "step": 2, "vertex": "1", "text": "FROM y", "stage": "1"},
+    ]
+    ends = [
+        {"type": "step.done", "step": number, "vertex": str(number - 1), "image": "sha256:a"}
+        for number in (1, 2)
+    ]
+    text = run(*steps, *ends, {"type": "build.done", "image": "sha256:a"})
+    assert text.count("<{'ID': 'sha256:a'}>") == 2
+
+
+def test_images_that_cannot_be_had_are_told_in_dockers_words() -> None:
+    name = "docker.io/library/x:1"
+    denied = describe({"code": "unauthorized", "message": f"{name}: no"})
+    assert denied == (
+        "pull access denied for x, repository does not exist or may require 'docker login': no"
+    )
+    missing = describe({"code": "not-found", "message": f"{name}: no"})
+    assert missing == "manifest for x:1 not found: manifest unknown: no"
