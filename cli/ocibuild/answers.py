@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import binascii
 import json
 
+from .failure import source_lines
 from .text import escape, table
 
 TYPE_CHECKING = False
@@ -13,39 +15,46 @@ if TYPE_CHECKING:
 
 def render(method: str, found: Any, *, as_json: bool = False) -> tuple[str, int]:
     """The text, and the exit status: 1 where a check has findings, as docker has it."""
-    code = 1 if method == "check" and found else 0
+    code = 1 if method == "check" and (found or {}).get("warnings") else 0
     if as_json:
         return json.dumps(found, indent=2), code
     if method == "check":
-        return _check(found or []), code
+        return _check(found or {}), code
     if method == "targets":
         return _targets(found or {}), 0
     return _outline(found or {}), 0
 
 
-def _check(found: list[dict[str, Any]]) -> str:
-    if not found:
+def _check(found: dict[str, Any]) -> str:
+    warnings = found.get("warnings") or []
+    if not warnings:
         return "Check complete, no warnings found."
-    count = len(found)
+    count = len(warnings)
     lines = [f"Check complete, {count} warning{'' if count == 1 else 's'} found!"]
-    for item in found:
+    source = (found.get("sources") or [{}])[0]
+    text = binascii.a2b_base64(source.get("data") or "").decode("utf-8", "replace").splitlines()
+    for item in warnings:
         url = f" - {item['url']}" if item.get("url") else ""
-        lines += ["", f"WARNING: {escape(item.get('rule', ''))}{escape(url)}"]
-        lines.append(escape(item.get("description") or ""))
-        where = item.get("location") or {}
-        if where.get("start"):
-            lines.append(f"Dockerfile:{where['start']}: {escape(item.get('message', ''))}")
-        else:
-            lines.append(escape(item.get("message", "")))
-    return "\n".join(line for line in lines if line is not None)
+        lines += ["", f"WARNING: {escape(item.get('ruleName', ''))}{escape(url)}"]
+        if item.get("description"):
+            lines.append(escape(item["description"]))
+        lines.append(escape(item.get("detail", "")))
+        ranges = (item.get("location") or {}).get("ranges") or []
+        if ranges:
+            first, last = int(ranges[0]["start"]["line"]), int(ranges[-1]["end"]["line"])
+            shown = [[n, text[n - 1]] for n in range(first - 2, last + 3) if 0 < n <= len(text)]
+            details = {"file": source.get("fileName"), "line": first, "end_line": last}
+            lines.append(source_lines({**details, "source": shown}))
+    return "\n".join(lines)
 
 
 def _targets(found: dict[str, Any]) -> str:
-    rows = [
-        [item.get("name") or "", "yes" if item.get("default") else "", item.get("description") or ""]
-        for item in found.get("Targets") or []
-    ]
-    return table(["TARGET", "DEFAULT", "DESCRIPTION"], rows)
+    rows = []
+    for item in found.get("Targets") or []:
+        name = [item["name"]] if item.get("name") else []
+        default = ["(default)"] if item.get("default") else []
+        rows.append([" ".join(name + default), item.get("description") or ""])
+    return table(["TARGET", "DESCRIPTION"], rows)
 
 
 def _outline(found: dict[str, Any]) -> str:

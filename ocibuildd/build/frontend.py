@@ -120,7 +120,7 @@ class FrontEnd:
             ]
             if not wanted:
                 break
-            for image in await asyncio.gather(*(self._resolve(*want) for want in wanted)):
+            for image in await asyncio.gather(*(self._resolve(*want, options) for want in wanted)):
                 warnings += image.warnings
         else:
             raise DockerfileError(f"more than {MAX_ROUNDS} rounds of images that bring in others")
@@ -140,7 +140,9 @@ class FrontEnd:
     def _layouts(self) -> list[tuple[str, ResolvedImage]]:
         return [(self._known[key].layout, image) for key, image in self._resolved.items()]
 
-    async def _resolve(self, ref: str, platform: Platform) -> ResolvedImage:
+    async def _resolve(
+        self, ref: str, platform: Platform, options: LowerOptions
+    ) -> ResolvedImage:
         try:
             image = await self._puller.resolve(
                 ref, platform, pull=self._asked.pull, auth=self._asked.auth
@@ -148,6 +150,9 @@ class FrontEnd:
         except BuildError as error:
             if not error.message.startswith(ref):
                 error.message = f"{ref}: {error.message}"
+            hint, where = front.unresolved(self._tree, options, self._known, ref)
+            error.hint = hint or error.hint
+            error.details = {**where, **error.details}
             raise
         name = str(image.reference) if image.reference is not None else ref
         self._resolved[ref, str(platform)] = image
@@ -156,7 +161,7 @@ class FrontEnd:
 
     def check(self, options: LowerOptions) -> object:
         """--call=check: the findings."""
-        return front.check(self._tree, options, self._known)
+        return front.findings(self._tree, front.check(self._tree, options, self._known))
 
     def outline(self, options: LowerOptions) -> object:
         """--call=outline."""

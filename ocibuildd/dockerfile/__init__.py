@@ -5,7 +5,9 @@
     lower(dockerfile, options, known) -> model.graph.Plan
     check(dockerfile, options, known) -> [model.graph.Warning, …]
     lint(data, options, known) -> Report                        findings and the error, of any text
-    outline(dockerfile, options, known), targets(dockerfile)    JSON-able, in BuildKit's shapes
+    findings(dockerfile, warnings), outline(dockerfile, options, known), targets(dockerfile)
+                                                                JSON-able, in BuildKit's shapes
+    unresolved(dockerfile, options, known, ref)                 where an image is named, and what was meant
     epoch_from(dockerfile, options) -> what SOURCE_DATE_EPOCH is to be asked of, or None
 
 ``known`` maps ``(ref, str(platform))`` to ResolvedImage.  The build layer calls ``required_images``,
@@ -16,15 +18,15 @@ resolves what it names, and calls again (ONBUILD may bring in more) until it nam
 from __future__ import annotations
 
 from ..model.graph import ContextSource
-from .frontend import Report, check, epoch_from, lint, lower, parse, required_images
+from .frontend import Report, check, epoch_from, lint, lower, parse, required_images, unresolved
 from .gitref import GitRef, git_source, parse_git_ref
 from .instructions import Dockerfile
 from .options import LowerOptions, NamedContext, ResolvedImage
-from .outline import outline, targets
+from .outline import findings, outline, targets
 from .platforms import normalize, parse_platform
 
 __all__ = [
     "ContextSource", "Dockerfile", "GitRef", "LowerOptions", "NamedContext", "Report", "ResolvedImage",
-    "check", "epoch_from", "git_source", "lint", "lower", "normalize", "outline", "parse", "parse_git_ref",
-    "parse_platform", "required_images", "targets",
+    "check", "epoch_from", "findings", "git_source", "lint", "lower", "normalize", "outline", "parse", "parse_git_ref",
+    "parse_platform", "required_images", "targets", "unresolved",
 ]  # fmt: skip

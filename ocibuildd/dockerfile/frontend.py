@@ -10,7 +10,7 @@ from ..errors import DockerfileError
 from ..model.graph import GitSource, HttpSource, Location, Plan, Warning  # noqa: A004
 from ..model.oci import Platform
 from .epoch import epoch_source
-from .faults import Fault, Source
+from .faults import Fault, Source, nearest
 from .instructions import Arg, Dockerfile, Stage
 from .lexer import MAX_BYTES, detect_syntax, lex
 from .lint import Linter, parse_checks
@@ -74,6 +74,20 @@ def required_images(dockerfile: Dockerfile, options: LowerOptions, known: Known)
         lowering = Lowering(dockerfile, options, known, lint=Linter())
         lowering.resolve()
     return list(dict.fromkeys(lowering.missing))
+
+
+def unresolved(dockerfile: Dockerfile, options: LowerOptions, known: Known, ref: str) -> tuple[str, dict[str, object]]:
+    """Of an image that could not be had: (a hint, "" for none; where it is named, as an error's details)."""
+    with _door(dockerfile.source):
+        lowering = Lowering(dockerfile, options, known, lint=Linter())
+        lowering.resolve()
+    stage = lowering.named.get(ref)
+    if stage is None:
+        return "", {}
+    names = [other.stage_name for other in dockerfile.stages if other.stage_name and other is not stage]
+    near = nearest(stage.base_name, [*names, *options.contexts], fold=True)
+    hint = f"did you mean the stage or context {near}?" if near else ""
+    return hint, dockerfile.source.error(Fault("", stage.location, mark=stage.base_name)).details
 
 
 def lower(dockerfile: Dockerfile, options: LowerOptions, known: Known) -> Plan:

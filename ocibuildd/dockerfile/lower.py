@@ -27,6 +27,7 @@ from .instructions import (
     Onbuild,
     Run,
     Shell,
+    Stage,
     Stopsignal,
     User,
     Volume,
@@ -100,6 +101,7 @@ class Lowering:
         self.all_stages = all_stages
         self.lint = lint if lint is not None else checks_of(dockerfile, options)
         self.missing: Missing = []
+        self.named: dict[str, Stage] = {}
         if lint is None:
             lint_as_written(dockerfile, self.lint)
         self.graph = new_graph(dockerfile, options, self.lint)
@@ -166,6 +168,7 @@ class Lowering:
         image = self.known.get((ref, str(platform)))
         if image is None:
             self.missing.append((ref, platform))
+            self.named.setdefault(ref, state.stage)
             state.pending = True
             state.platform = platform
             state.image = Image.scratch(platform)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Sequence
 from typing import Any
 
-from ..model.graph import Location
+from ..model.graph import Location, Warning  # noqa: A004
 from .faults import Fault
 from .gotext import to_utf8
 from .instructions import Arg, Dockerfile
@@ -23,6 +24,25 @@ def _location(location: Location | None) -> dict[str, Any] | None:
 
 def _source(dockerfile: Dockerfile) -> str:
     return base64.b64encode(dockerfile.source.text.encode("utf-8", "surrogateescape")).decode()
+
+
+def findings(dockerfile: Dockerfile, warnings: Sequence[Warning]) -> dict[str, Any]:
+    """What ``check`` found."""
+    out = [
+        {
+            "ruleName": item.rule, "description": item.description, "url": item.url, "detail": item.message,
+            "location": _location(item.location) or {},
+        }
+        for item in warnings
+    ]  # fmt: skip
+    source = {
+        "fileName": to_utf8(dockerfile.source.filename), "language": "Dockerfile", "definition": None,
+        "data": _source(dockerfile),
+    }  # fmt: skip
+    return {
+        "warnings": [{key: value for key, value in item.items() if value or key == "ruleName"} for item in out],
+        "sources": [source],
+    }
 
 
 def targets(dockerfile: Dockerfile) -> dict[str, Any]:
