@@ -216,7 +216,7 @@ class ClassicStream:
         detail: dict[str, Any] = {"message": describe(error)}
         if error.get("code") == "step-failed":
             detail["code"] = int(details.get("exit_code") or 1)
-        out = [] if self._quiet else self._advance() + self._failed_logs(details)
+        out = self._advance() + self._failed_logs(details)  # a quiet build that fails tells all
         return [*out, {"errorDetail": detail, "error": detail["message"]}]
 
     def _failed_logs(self, details: dict[str, Any]) -> list[Message]:

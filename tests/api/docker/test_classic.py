@@ -150,3 +150,12 @@ def test_images_that_cannot_be_had_are_told_in_dockers_words() -> None:
     )
     missing = describe({"code": "not-found", "message": f"{name}: no"})
     assert missing == "manifest for x:1 not found: manifest unknown: no"
+
+
+def test_a_quiet_build_that_fails_tells_what_it_did() -> None:
+    error = {"code": "step-failed", "message": "…", "details": {"vertex": "1"}}
+    log = {"type": "vertex.log", "vertex": "1", "stream": 1, "data": "why\n"}
+    started = {"type": "vertex.started", "vertex": "1"}
+    text = run(*STEPS, BASE, started, log, {"type": "build.failed", "error": error}, quiet=True)
+    assert text.startswith("Step 1/2 : FROM busybox\n")
+    assert "why\n<" in text
