@@ -117,7 +117,9 @@ class Worker:
         self.setup = ours
 
     def protect(self) -> None:
-        """Have the rules changed, after what is going on already."""
+        """Have the rules changed, after what is going on already.
+
+        It takes some 300 ms, in which an address that the host has only just got can be reached."""
         if self.setup is not None:
             self.stale = self.stale or self.ready or bool(self.host)
             return
