@@ -10,6 +10,9 @@ import os
 from collections.abc import Callable, Coroutine
 from typing import Any, Generic, TypeVar
 
+from ..runtime import in_thread, until_done
+from ..store.blobs import disk_error
+
 T = TypeVar("T")
 PIPE_SIZE = 1 << 20
 PIECE = 256 << 10
@@ -52,11 +55,19 @@ class Feed(Generic[T]):
         self._news.set()
 
     async def finish(self) -> T:
-        """The file is whole: what the job gives.  Raises what the job raised."""
+        """The file is whole: what the job gives.  Raises what the job raised.
+
+        Meanwhile the file goes to the disk, so that whoever commits it finds nothing to wait for.  Raises NoSpace,
+        Corrupt (EIO): a failed fsync is told once only (fsync(2)), so it must not be passed over here."""
         assert self._job is not None
         self._ended = True
         self._news.set()
+        flush = asyncio.ensure_future(in_thread(os.fsync, self._file))
         try:
+            try:
+                await until_done(flush)
+            except OSError as error:
+                raise disk_error(error, "ingest of a layer") from error
             return await self._job
         finally:
             await self.abort()
