@@ -146,6 +146,8 @@ class Daemon:
     config: str = ""
     process: subprocess.Popen[bytes] | None = None
     args: list[str] = field(default_factory=list)
+    before: list[str] = field(default_factory=list)
+    """What starts it, in place of starting it directly."""
 
     @property
     def socket(self) -> Path:
@@ -163,6 +165,7 @@ class Daemon:
         with (self.root / "daemon.log").open("ab") as log:
             self.process = subprocess.Popen(
                 [
+                    *self.before,
                     str(BIN / "ocibuildd"),
                     "--config",
                     str(config),
@@ -254,10 +257,35 @@ class Daemon:
         )
 
 
+MADE: list[Daemon] = []
+"""Daemons that ``make_daemon`` made and nobody has ended yet."""
+
+
+def end(daemons: list[Daemon]) -> None:
+    """End daemons and take their files away; all of them, then fail if one of them didn't end well."""
+    failed = []
+    for daemon in daemons:
+        try:
+            daemon.stop()
+        except AssertionError as error:
+            failed.append(str(error))
+        remove_tree(daemon.root)
+        MADE.remove(daemon)
+    assert not failed, failed
+
+
+@pytest.fixture(autouse=True)
+def end_daemons() -> Iterator[None]:
+    """A daemon that a test made for itself ends with the test."""
+    before = len(MADE)
+    yield
+    end(MADE[before:])
+
+
 @pytest.fixture(scope="session")
 def make_daemon() -> Iterator[Callable[..., Daemon]]:
-    """Daemons with a configuration of the test's own; each ends, and its files go, with the session."""
-    made: list[Daemon] = []
+    """Daemons with a configuration of the test's own; each ends, and its files go, with the test, or with
+    the fixture of a wider scope that made it."""
 
     def make(config: str = "", *, start: bool = True, **env: str) -> Daemon:
         root = Path(tempfile.mkdtemp(prefix="ocibuildd-test-"))
@@ -274,20 +302,13 @@ def make_daemon() -> Iterator[Callable[..., Daemon]]:
             **env,
         }
         daemon = Daemon(root, clean, config)
-        made.append(daemon)
+        MADE.append(daemon)
         if start:
             daemon.start()
         return daemon
 
     yield make
-    failed = []
-    for daemon in made:
-        try:
-            daemon.stop()
-        except AssertionError as error:
-            failed.append(str(error))
-        remove_tree(daemon.root)
-    assert not failed, failed
+    end(list(MADE))
 
 
 @pytest.fixture(scope="session")

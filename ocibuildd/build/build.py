@@ -39,6 +39,7 @@ from .options import (
     check_entitlements,
     decode_secrets,
     located,
+    of_system,
     parse_hosts,
     step_limits,
     variant,
@@ -141,6 +142,9 @@ class Build:
             self.error = BuildError(f"the build took longer than {limit:g} s", hint="raise the timeout")
         except BuildError as error:
             self.state, self.error = "failed", error
+        except OSError as error:
+            log.warning("build %s: %r", self.id, error)
+            self.state, self.error = "failed", of_system(error)
         except Exception as error:
             log.exception("build %s", self.id)
             self.state = "failed"

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import base64
 import binascii
+import errno
 import os
 from collections.abc import Iterable
 from typing import Any
 
-from ..errors import Denied, InvalidArgument
+from ..errors import BuildError, Denied, InvalidArgument, Unavailable
 from ..model.graph import Plan, Run, Vertex
 from ..model.request import BuildRequest
 from ..ports import Output
 from ..sandbox.cgroup import cpu_mask
+from ..store.blobs import disk_error
 from .context import OpenContext
 from .info import Settings
 
@@ -100,6 +102,18 @@ def check_entitlements(plan: Plan, request: BuildRequest, settings: Settings) ->
             if name not in settings.entitlements:
                 raise Denied(f"{vertex.name}: {name} is not allowed by the daemon's configuration",
                              hint=f'add "{name}" to allow in [entitlements] of ocibuildd.toml')
+
+
+def of_system(error: OSError) -> BuildError:
+    """What the host refused us, as a build's failure."""
+    known = disk_error(error, "the state directory")
+    if isinstance(known, BuildError):
+        return known
+    what = os.strerror(error.errno) if error.errno else str(error)
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return Unavailable(f"the daemon has no file descriptors left ({what})",
+                           hint="raise LimitNOFILE of its unit (ulimit -n), or run fewer builds at once")
+    return BuildError(f"the host refused something: {what}", hint="the daemon's log tells more")
 
 
 def located(vertex: Vertex, context: OpenContext) -> dict[str, object]:

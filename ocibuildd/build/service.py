@@ -319,7 +319,7 @@ class Builds:
 
     def _keep_failed(self, build: str, failed: FailedRun) -> bool:
         ttl = self.settings.failed_ttl
-        if ttl <= 0 or build in self._failed:
+        if ttl <= 0 or build in self._failed or self._store.space.is_full:
             return False
         while len(self._failed) >= MAX_KEPT_FAILED:
             self._drop_failed(next(iter(self._failed)))

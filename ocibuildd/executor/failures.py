@@ -21,8 +21,10 @@ def missing_source(found: Checksum, directory: Directory | None) -> BuildError:
     return error
 
 
-def step_failed(op: Run, outcome: RunOutcome, tail: list[str], vertex: int) -> StepFailed:
-    """The error of a RUN, with what probably mends it."""
+def step_failed(
+    op: Run, outcome: RunOutcome, tail: list[str], vertex: int, *, full: bool = False
+) -> StepFailed:
+    """The error of a RUN, with what probably mends it.  full: the disk was, when it ended."""
     command = " ".join(op.args)
     code, signal, reason = outcome["exit_code"], outcome["signal"], outcome["reason"]
     details: dict[str, object] = {
@@ -42,6 +44,8 @@ def step_failed(op: Run, outcome: RunOutcome, tail: list[str], vertex: int) -> S
         "disk-limit": "it wrote more than a step may write",
     }
     hint = hints.get(reason, "")
+    if not hint and full:
+        hint = "no space is left on the disk of the state directory: run `ocibuild prune`, or free some"
     if not hint and code == 127:
         hint = _not_found(op, outcome, tail)
     if not hint and code == 126:

@@ -331,9 +331,10 @@ class StepExecutor:
                     mount for mount in spec["mounts"]
                     if not any(lower in self._trees for lower in mount.get("lowers", ()))
                 ]
+                error = step_failed(op, outcome, tail, vertex, full=store.space.is_full)
                 failed = FailedRun(vertex, {**spec, "mounts": lasting}, inputs[0].chain, tree)
                 keep = materials.on_failed(failed)
-                raise step_failed(op, outcome, tail, vertex)
+                raise error
             usage = outcome["usage"]
             below = [store.trees.path(each) / "fs" for each in lowers]
             if untouched(store.trees.path(tree) / "fs", below):

@@ -162,7 +162,7 @@ def _rows(store: Store, graph: Graph, report: CheckReport) -> Generator[None, No
         if missing:
             problem = f"names layer {missing[0]}, which is gone"
             report.findings.append(Finding("image", image.id, problem, "forget the image", harm))
-        elif image.id not in graph.blobs:
+        elif image.id not in graph.blobs and not _known(store, image.id):
             report.findings.append(
                 Finding("image", image.id, "its config is gone", "forget the image", harm)
             )

@@ -157,10 +157,16 @@ class Maintenance:
         """Apply policies (None: the configured ones; (): only what nobody holds).  ``wait``: also until
         the files are gone, which otherwise happens in the background."""
         async with self._collecting:
-            steps = collecting(
-                self.store, self.policies if policies is None else policies, dry_run=dry_run
-            )
-            outcome = await drive(steps, every=CHECKPOINT_STEPS, also=self._checkpoint)
+            policies = self.policies if policies is None else policies
+            try:
+                steps = collecting(self.store, policies, dry_run=dry_run)
+                outcome = await drive(steps, every=CHECKPOINT_STEPS, also=self._checkpoint)
+            except NoSpace:
+                # Not even the log of what goes could be written: once more, without the ballast.
+                if dry_run or not self.store.space.drop_ballast():
+                    raise
+                steps = collecting(self.store, policies)
+                outcome = await drive(steps, every=CHECKPOINT_STEPS, also=self._checkpoint)
         if dry_run:
             return outcome
         self._collected = time.monotonic()

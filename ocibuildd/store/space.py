@@ -16,6 +16,9 @@ from .failpoints import hit
 
 log = logging.getLogger(__name__)
 
+FULL = 16 << 20
+"""Free bytes (or a sixteenth of a small disk) below which a disk counts as full."""
+
 
 @dataclass(frozen=True, slots=True)
 class Disk:
@@ -64,6 +67,12 @@ class Space:
         """As it is now."""
         found = os.statvfs(self._state)
         return Disk(found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize)
+
+    @property
+    def is_full(self) -> bool:
+        """Is there hardly a byte left on the disk?"""
+        disk = self.disk()
+        return disk.free < min(FULL, disk.total // 16)
 
     def lacking(self, size: int = 0) -> int:
         """Bytes that must go before ``size`` more may come; ≤ 0 = there is room."""
