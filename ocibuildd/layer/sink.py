@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final
 
 from isal import isal_zlib
 
+from .. import syscalls
 from ..ports import Output, Packed
 from . import compress, tar
 
@@ -32,6 +33,8 @@ SEGMENT_MAX: Final = 1 << 20
 """A segment has no more bytes than this and one small entry; big files are cut at multiples of it."""
 IN_FLIGHT: Final = 12
 """Segments between the caller and the file: bounds the memory to about 2 × 12 MiB."""
+WRITEBACK: Final = 4 << 20
+"""Bytes after which the kernel is told to begin to write: whoever syncs the file has little to wait for."""
 MAX_KEPT: Final = 8192
 """Segments in an index: layers of up to some gigabytes."""
 _PLACE = struct.Struct("<16sQII")
@@ -132,6 +135,7 @@ class LayerSink:
         self._size = 0
         self._total = 0
         self._written = 0
+        self._handed_over = 0
         self._entries = 0
         self._started: list[threading.Thread] = []
         self._free = threading.Semaphore(IN_FLIGHT)
@@ -350,6 +354,16 @@ class LayerSink:
             count = os.write(self._fd, view)
             self._written += count
             view = view[count:]
+        if self._written - self._handed_over >= WRITEBACK and self._handed_over >= 0:
+            self._write_back()
+
+    def _write_back(self) -> None:
+        start, self._handed_over = self._handed_over, self._written
+        try:
+            end = os.lseek(self._fd, 0, os.SEEK_CUR)
+            syscalls.begin_writeback(self._fd, end - (self._written - start), self._written - start)
+        except OSError:
+            self._handed_over = -1  # a pipe, or a file system without it
 
 
 def data_digest(hasher: Hash) -> bytes:
