@@ -5,6 +5,7 @@ from fixtures import (  # noqa: F401
     context,
     daemon,
     debian_tar,
+    end_daemons,
     make_daemon,
     registry,
     state_dir,

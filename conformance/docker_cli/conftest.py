@@ -19,6 +19,7 @@ from fixtures import (  # noqa: F401
     busybox_tar,
     context,
     daemon,
+    end_daemons,
     free_port,
     make_daemon,
     registry,

@@ -13,6 +13,7 @@ from fixtures import (  # noqa: F401
     busybox_tar,
     context,
     daemon,
+    end_daemons,
     make_daemon,
     registry,
 )
