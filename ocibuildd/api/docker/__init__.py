@@ -60,7 +60,7 @@ class DockerApi:
     ):  # fmt: skip
         self.events = Events()
         self._system = System(root, lambda: len(images.list(all=True, filters={})))
-        self._build = Build(builds, peer, images)
+        self._build = Build(builds, peer, images, self.events)
         self._images = Images(images, builds, registry, self.events)
         self._transfer = Transfer(images, registry, self.events)
         self._space = Space(images, builds, maintenance, registry)

@@ -16,6 +16,7 @@ from ...errors import BuildError
 from ...model import request as model
 from ...model.reference import Reference
 from .classic import ClassicStream, describe, of_image
+from .events import Events
 from .protocol import (
     API_VERSION,
     ApiError,
@@ -150,10 +151,11 @@ class Build:
     """Handlers of /build.  ``builds``: build.service.Builds; ``peer``: request → its Peer; ``images``:
     image.service.Images."""
 
-    def __init__(self, builds: Any, peer: Any, images: Any):
+    def __init__(self, builds: Any, peer: Any, images: Any, events: Events):
         self._builds = builds
         self._peer = peer
         self._images = images
+        self._engine_events = events
 
     def _uncached(self, query: Mapping[str, str]) -> bool:
         """``cachefrom`` names the only images whose steps may be used: where none of them is here, the
@@ -234,6 +236,9 @@ class Build:
                 version = request.match_info.get("version", API_VERSION)
                 return await self._unbegun(stream, event["error"], version)
             begun = begun or event["type"] not in UNSTARTED
+            if event["type"] == "build.done":
+                for name in event.get("names", ()):
+                    self._engine_events.image("tag", event["image"], name)
             await stream.send(*classic.feed(event))
         return await stream.end()
 

@@ -10,6 +10,7 @@ import json
 import socket
 import tarfile
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote
@@ -413,3 +414,14 @@ def test_squash_leaves_the_base_and_one_layer(engine: Engine, daemon: Daemon) ->
     layers = json.loads(engine("GET", f"/images/{image}/json").body)["RootFS"]["Layers"]
     assert len(layers) == 2
     assert daemon.ok("run", "api/squash", "sh", "-c", "cat /a /c; ls /b; true").out == "1\n3\n"
+
+
+def test_a_builds_names_are_events(engine: Engine) -> None:
+    image = engine.build(BASE + "ENV event=1\n", "t=api/event:one").images[-1]
+    until = int(time.time()) + 1
+    events = engine("GET", f"/events?since=0&until={until}").messages
+    assert any(
+        (event["Action"], event["Actor"]["ID"], event["Actor"]["Attributes"]["name"])
+        == ("tag", image, "api/event:one")
+        for event in events
+    )
