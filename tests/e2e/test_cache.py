@@ -186,6 +186,7 @@ def many_records(state: Path) -> None:
     db.close()
 
 
+@pytest.mark.slow
 def test_a_no_op_build_of_200_steps_among_5000_records_is_quick(
     fresh: Any, context: Context
 ) -> None:
