@@ -90,7 +90,7 @@ def _spawned(arguments: list[bytes]) -> tuple[int, str]:
             file_actions=[(os.POSIX_SPAWN_DUP2, said, 2)],
         )
         status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        return status, os.pread(said, MESSAGE, 0).decode(errors="replace").strip()
+        return status, " ".join(os.pread(said, MESSAGE, 0).decode(errors="replace").split())
     finally:
         os.close(said)
 
