@@ -8,10 +8,9 @@ bytes of file systems happens in such children: running steps, applying layers, 
 deleting trees; they read, hash and compress there (in threads of that short-lived child), so that main's
 loop, its GIL and its memory stay free.  A child gets file descriptors, never opens blobs by name.
 
-**Trees.**  A layer unpacked in overlayfs form lives in ``<state>/trees/<tree id>/fs`` (beside it ``work``
-while a step runs).  A *chain* is a list of tree ids, lowest first; mounting it with overlayfs
-(``userxattr``) gives a root file system.  Owners in trees are "container id + shift" as seen from U0, where
-shift is 1 in the normal (shifted) mode; ``Capabilities.shift`` says so.
+**Trees.**  A layer unpacked in overlayfs form lives in ``<state>/trees/<tree id>/fs`` (beside it ``work`` while a
+step runs).  A *chain* is a list of tree ids, lowest first; mounting it with overlayfs (``userxattr``) gives a root
+file system.  Owners in trees are "container id + ``Capabilities.shift``" (1 in the normal mode) as seen from U0.
 
 **Jobs** (``Nsd.call``): name, JSON-able args, descriptors → JSON-able result.  Errors come back as
 ``errors.BuildError`` (by code) or OSError.  Cancelling the call kills the job's process tree.
@@ -19,8 +18,7 @@ shift is 1 in the normal (shifted) mode; ``Capabilities.shift`` says so.
     run          RunSpec → RunOutcome                                  fds: stdout, stderr[, stdin]
                  (with ``tty``: one fd, the pty's slave side is made inside; main gets the master by event)
     apply        {tree, lowers, expect_diff_id, limits} → Applied      fds: input (file or pipe)
-    inherit      {tree, lowers, parents} → {done}                      (``Applied.parents`` become what they are
-                 below; not done: one is a symlink there, the layer must be applied over its lowers)
+    inherit      {tree, lowers, parents} → {done}                      (parents as below; else apply over lowers)
     diff         {tree, lowers, output: Output} → Packed               fds: blob (file, written from 0)
     pack         {sources, copy, lowers, output} → Packed              fds: blob, source directories …
     checksum     {source, paths, …} → Checksum                         fds: [source directory]
@@ -54,8 +52,7 @@ class Output(TypedDict):
     """How a layer is written.  Same input and same Output give the same bytes, always.
 
     level: -1 = the compressor's default.  clamp: seconds since the epoch that no mtime may pass
-    (SOURCE_DATE_EPOCH with rewrite-timestamp, --reproducible), None = as they are.
-    """
+    (SOURCE_DATE_EPOCH with rewrite-timestamp, --reproducible), None = as they are."""
 
     compression: Compression
     level: int
@@ -67,8 +64,7 @@ class Packed(TypedDict):
 
     digest, size: of the compressed bytes.  diff_id, tar_size: of the tar.  content: a digest of paths,
     modes, owners, link targets, xattrs and bytes, without mtimes (for early cutoff).
-    entries: how many.  toc: not carried here; see ``layer.toc``.
-    """
+    entries: how many."""
 
     empty: bool
     digest: str
@@ -83,8 +79,8 @@ class Packed(TypedDict):
 class Applied(TypedDict):
     """An applied layer.  digest, size: of the bytes read (with what trails the stream);
     diff_id, tar_size: of the tar; skipped: device nodes that could not be made;
-    implied: parents that the layer lacked and that were taken from ``lowers`` (or made 0755), and an opaque root
-    over unknown lowers; parents: the paths of those, for ``inherit`` (fewer than ``implied``: it can't)."""
+    implied: parents that the layer lacked, taken from ``lowers`` or made 0755 (and an opaque root over unknown
+    lowers); parents: their paths, for ``inherit`` (fewer than ``implied``: it can't)."""
 
     digest: str
     size: int
