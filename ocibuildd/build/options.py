@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterable
 from typing import Any
 
-from ..errors import BuildError, Denied, InvalidArgument, Unavailable
+from ..errors import BuildError, Denied, InvalidArgument, Unavailable, Unsupported
 from ..model.graph import Plan, Run, Vertex
 from ..model.request import BuildRequest
 from ..ports import Output
@@ -85,7 +85,8 @@ def step_limits(request: BuildRequest, settings: Settings) -> dict[str, int]:
 
 
 def check_entitlements(plan: Plan, request: BuildRequest, settings: Settings) -> None:
-    """network=host and security=insecure want the client's leave and the daemon's.  Raises Denied."""
+    """network=host and security=insecure want the client's leave and the daemon's.  Raises Denied, and
+    Unsupported for devices, of which we have none to give."""
     granted = set(request.allow) | ({"network.host"} if request.network == "host" else set())
     for vertex in plan.vertices:
         if not isinstance(vertex.op, Run):
@@ -95,6 +96,8 @@ def check_entitlements(plan: Plan, request: BuildRequest, settings: Settings) ->
             wanted.append("network.host")
         if vertex.op.security == "insecure":
             wanted.append("security.insecure")
+        if vertex.op.devices:
+            raise Unsupported(f"{vertex.name}: --device: this builder gives no devices to steps")
         for name in wanted:
             if name not in granted:
                 raise Denied(f"{vertex.name}: {name} is not allowed",

@@ -218,6 +218,7 @@ def test_a_secret_comes_from_the_clients_environment(daemon: Any, context: Conte
         ("--mount=type=bind,source=nowhere,target=/x", ["nowhere"]),
         ("--mount=type=bnid,target=/x", ["bind"]),
         ("--security=insecure", ["security.insecure", "--allow security.insecure"]),
+        ("--device=vendor.com/class=gpu", ["--device", "no devices"]),
         ("--network=host", ["network.host", "--allow network.host"]),
     ],
 )
