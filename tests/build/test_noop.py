@@ -49,7 +49,7 @@ async def test_a_no_op_build_looks_up_one_record_a_step(
     built = (await bench.build(path)).ok()
     bench.store.db.connection.set_trace_callback(None)
     assert built.ran == []
-    lookups = [text for text in asked if re.search(r"SELECT.* FROM records\b", text, re.S)]
+    lookups = [text for text in asked if re.search(r"SELECT.* FROM records\b", text, re.DOTALL)]
     assert len(lookups) <= STEPS // 2 + MORE, (len(lookups), lookups[:5])
     plans = {
         row[3] for text in set(lookups)
