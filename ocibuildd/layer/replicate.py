@@ -18,6 +18,7 @@ from .select import Found, Match, Selector, Source, not_found, stamp, unreadable
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _CHUNK = 1 << 30
+_SMALL = 1 << 18
 
 
 def replicate(
@@ -106,7 +107,7 @@ class _Replica:
         try:
             writer = os.open(target, _CREATE, 0o600, dir_fd=self._tree)
             try:
-                _copy(reader, writer)
+                _copy(reader, writer, found.status.st_size)
             finally:
                 os.close(writer)
         finally:
@@ -120,8 +121,13 @@ class _Replica:
         os.utime(target, ns=times, dir_fd=self._tree, follow_symlinks=False)
 
 
-def _copy(reader: int, writer: int) -> None:
-    """By the kernel (shared extents where the file system has them), else by hand between file systems."""
+def _copy(reader: int, writer: int, size: int) -> None:
+    """Small files by hand (to share extents the kernel first writes them to the disk); large ones by the kernel,
+    by hand between file systems."""
+    if size < _SMALL:
+        while data := os.read(reader, _SMALL):
+            os.write(writer, data)
+        return
     try:
         while os.copy_file_range(reader, writer, _CHUNK):
             pass
