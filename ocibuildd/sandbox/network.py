@@ -139,6 +139,20 @@ class Network:
 
     # --- life ----------------------------------------------------------------------------------------
 
+    def foresee(self) -> Mode:
+        """Set ``mode`` (and reason and fix) to what :meth:`start` would begin with; starts nothing."""
+        wanted: list[Mode] = ["pasta", "slirp4netns"] if self._wanted_mode is None else [self._wanted_mode]
+        if wanted == ["none"]:
+            self.reason = "switched off by the configuration"
+        elif problem := tun_problem():
+            self.reason, self.fix = problem, f"chmod 666 {TUN} (and load the module tun)"
+        else:
+            self.mode = next((mode for mode in wanted if find_program(mode)), "none")
+            if self.mode == "none":
+                self.reason = f"{' and '.join(wanted)}: not installed"
+                self.fix = "install passt (it has pasta)"
+        return self.mode
+
     def start(self) -> Mode:
         """Begin to make N0 and its uplink, and return what it is to be (``starting`` until it is so).
 

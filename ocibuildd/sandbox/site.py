@@ -40,6 +40,7 @@ class Site:
     proc: Literal["new", "bind", "none"] = "new"
     overlay: Overlay = "kernel"
     network: Network | None = None
+    dormant: Network | None = None
     cgroups: Cgroups | None = None
     filters: dict[bool, bytes] = field(default_factory=dict)
     selftest: dict[str, str] = field(default_factory=dict)
@@ -169,7 +170,8 @@ class Site:
             yield root
 
     def start_network(self, mode: str = "", *, wanted: bool = True) -> None:
-        """Bring the build network up; why it isn't there is told with "default" leases.
+        """Say what the build network is to be.  It is brought up when a step first wants it (:meth:`wake_network`):
+        its three processes are most of what an idle daemon would weigh, and many builds need none.
 
         mode: pasta, slirp4netns or none; "" = the best that works.  Raises InvalidArgument."""
         if mode not in {"", "pasta", "slirp4netns", "none"}:
@@ -178,12 +180,19 @@ class Site:
             uid_map=self.ids.inner_map(), gid_map=self.ids.inner_map(gids=True),
             mode="none" if not wanted else mode or None,  # type: ignore[arg-type]
         )
-        network.start()
-        self.network = network
+        network.foresee()
+        self.dormant = network
+
+    def wake_network(self) -> None:
+        """Bring the build network up; why it isn't there is told with "default" leases.  Idempotent."""
+        if self.dormant is not None:
+            self.network, self.dormant = self.dormant, None
+            self.network.start()
 
     def describe(self) -> dict[str, Any]:
         """What main makes its Capabilities of."""
-        network = self.network.describe() if self.network is not None else {"mode": "none"}
+        known = self.network or self.dormant
+        network = known.describe() if known is not None else {"mode": "none"}
         return {
             "ids": self.ids.mode, "shift": self.shift, "count": self.ids.count, "proc": self.proc,
             "network": network, "cgroup": "none" if self.cgroups is None else "v2",
@@ -210,6 +219,8 @@ class Site:
 
     def lease(self, kind: Kind) -> NetnsLease:
         """A user namespace (and, but for "host", a network namespace) for one sandbox."""
+        if kind == "default":
+            self.wake_network()
         if self.network is not None:
             return self.network.lease(kind)
         if kind == "default":
@@ -250,6 +261,8 @@ def make_pair(ids: userns.IdPlan, kind: Kind) -> NetnsLease:
             _write_setgroups_deny(pid)
         userns.write_map(pid, "uid", ids.inner_map())
         userns.write_map(pid, "gid", ids.inner_map(gids=True))
+        ours.send(b"m")
+        ours.recv(1)
         flags = os.O_RDONLY | os.O_CLOEXEC
         user = os.open(f"/proc/{pid}/ns/user", flags)
         net = -1 if kind == "host" else os.open(f"/proc/{pid}/ns/net", flags)
@@ -261,9 +274,13 @@ def make_pair(ids: userns.IdPlan, kind: Kind) -> NetnsLease:
 
 def _write_setgroups_deny(pid: str) -> None:
     # The parent already denies it in the single-id mode, which is inherited.
-    fd = os.open(f"/proc/{pid}/setgroups", os.O_WRONLY | os.O_CLOEXEC)
+    _write(f"/proc/{pid}/setgroups", b"deny")
+
+
+def _write(path: str, data: bytes) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     try:
-        os.write(fd, b"deny")
+        os.write(fd, data)
     finally:
         os.close(fd)
 
@@ -276,6 +293,10 @@ def _make_namespaces(sock: socket.socket, kind: Kind) -> None:
             raise_loopback()
         # Numbers in /proc are those of the host's pid namespace: ours would mean nothing there.
         sock.send(os.readlink("/proc/self").encode())
+        sock.recv(1)
+        with contextlib.suppress(OSError):  # a read-only /proc/sys: the seccomp filter still denies it
+            _write("/proc/sys/user/max_user_namespaces", b"0")
+        sock.send(b"d")
         sock.recv(1)
     except OSError as error:
         sock.send(str(error.strerror).encode()[:64])

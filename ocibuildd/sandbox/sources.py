@@ -127,7 +127,7 @@ def stdio(null: int, plan: spec.Plan, fds: list[int]) -> list[int]:
 
 def files(site: Site, lease: NetnsLease, plan: spec.Plan) -> dict[str, str]:
     """What is shown over the image's own /etc/resolv.conf, /etc/hosts and /etc/hostname."""
-    network = site.network
+    network = site.network or site.dormant
     if network is None:
         return {"/etc/hostname": f"{plan.hostname}\n"}
     hosts = network.hosts(lease, plan.hostname, plan.hosts)

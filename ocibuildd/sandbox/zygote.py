@@ -165,6 +165,8 @@ class Zygote:
     def _dispatch(self, data: bytes, fds: list[int]) -> None:
         """Begin what a request asks for; what wants the network waits until that is up, and the loop goes on."""
         head: dict[str, Any] = json.loads(data.partition(b"\n")[0])
+        if head.get("network") == "default":
+            self.site.wake_network()
         if (head["job"] == "describe" or head.get("network") == "default") and self._starting():
             self.parked.append((data, fds))
             return
