@@ -38,7 +38,8 @@ class Trace:
 class Job:
     """One build as the solver sees it.
 
-    event(vertex, kind, **fields): kinds "started" (trace, known: it needs no work), "log", "status", "done" (trace, result).
+    event(vertex, kind, **fields): kinds "started" (trace, known: it needs no work), "log", "status", "done"
+    (trace, result).
     hold(chain): keep these layers until the build ends; raises NotFound when they are gone.
     release: called once, when nothing needs the executor any more.
     variant: output options that are part of keys.
