@@ -1,6 +1,4 @@
-"""The interfaces between packages and the values that they trade in: one page.
-
-Standard library only, since both processes (main and nsd) read it.
+"""The interfaces between packages and the values that they trade in: one page.  Standard library only: nsd reads it.
 
 **The two processes.**  ``main`` (asyncio, host namespaces, an ordinary user) owns database, blobs and
 sockets.  ``nsd`` (single-threaded zygote in user namespace U0) forks a child per *job*.  All work on the

@@ -1,12 +1,11 @@
 """Images into the store: resolve a reference for a platform, download its layers and unpack them meanwhile.
 
     puller = ImagePuller(store, nsd, registry)
-    image = await puller.resolve("debian:12", platform)          → ResolvedImage (manifest and config only)
+    image = await puller.resolve("debian:12", platform)     → ResolvedImage (manifest and config only)
     chain = await puller.fetch(image, lease=lease, emit=emit)    → layer ids, lowest first: leased, unpacked
     lowers = await puller.unpacker.ensure_trees(chain)           → tree ids (for chains from anywhere)
 
-Each layer goes from the connection to the ingest file, and from the page cache of that file (splice, no
-copy) into the pipe of an ``apply`` job, which unpacks, and reports digest and diff id of all that it read.
+A layer goes from the connection to the ingest file, and from that file's page cache (splice) into an ``apply`` job.
 """
 
 from __future__ import annotations
