@@ -20,6 +20,8 @@ from pathlib import Path
 import pytest
 
 BIN = Path(sys.executable).parent
+# Whoever started us in the background had us ignore it, and so would every client that a test interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def remove_tree(path: Path) -> None:

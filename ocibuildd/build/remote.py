@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from .. import dockerfile
+from ..dockerfile.faults import Fault
 from ..errors import InvalidArgument
 from ..executor.git import checkout
 from ..executor.source import Directory, Downloads, open_file
@@ -46,8 +47,11 @@ async def fetch_context(
 
 
 def git_source(url: str) -> GitSource | None:
-    """The checkout that a context's URL names, None if it is no git URL."""
-    ref = dockerfile.parse_git_ref(url)
+    """The checkout that a context's URL names, None if it is no git URL.  Raises InvalidArgument."""
+    try:
+        ref = dockerfile.parse_git_ref(url)
+    except Fault as fault:
+        raise InvalidArgument(f"context: {fault.message}", hint=fault.hint) from None
     if ref is None:
         return None
     return dockerfile.git_source(ref)

@@ -128,8 +128,15 @@ class Writer:
     def abort(self) -> None:
         """Nothing remains; harmless after commit."""
         if self.fd >= 0:
+            path = self.path
+            if self._sealed is not None:  # it has its name already, but nobody's row
+                others = {writer._sealed for writer in self._store.writers if writer is not self}  # noqa: SLF001
+                path = self._store.file(self._sealed[0])
+                if self._sealed in others or self._store.has(self._sealed[0]):
+                    self._close()
+                    return
             with contextlib.suppress(FileNotFoundError):
-                self.path.unlink()
+                path.unlink()
             self._close()
 
     def _close(self) -> None:

@@ -26,10 +26,10 @@ USUAL = """
     gc.after-barrier gc.before-commit image.after-row name.before-row publish.before-rows
     pull.after-layer pull.before-rows push.after-blob push.after-manifest push.before-blob
     push.before-manifest record.after-row record.before-delete run.after-layer run.after-sandbox
-    run.before-sandbox solve.after-records solve.before-records tree.before-trash trash.before-unlink
+    run.before-sandbox solve.after-records solve.before-records tree.before-trash blob.before-fsync
 """.split()
 MORE = """
-    blob.after-dir-fsync blob.before-fsync build.before-row cache-mount.before-row db.after-commit
+    blob.after-dir-fsync build.before-row cache-mount.before-row db.after-commit
     gc.after-slice image.before-delete layer.after-row tree.before-row
 """.split()
 RANDOM_KILLS = 25

