@@ -67,7 +67,8 @@ class Writer:
         self._trusted = trusted
         self.written = 0
         self._hasher = hashlib.sha256(usedforsecurity=False)
-        self._sealed: tuple[Digest, int] | None = None
+        self.sealed: tuple[Digest, int] | None = None
+        """Its file has its name, and only the row is missing."""
         self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
 
     def write(self, data: bytes) -> None:
@@ -86,7 +87,7 @@ class Writer:
     def seal(self, digest: Digest, size: int) -> None:
         """All of commit but the row.  *Thread-safe*: ``await in_thread(w.seal, digest, size)``, then
         ``commit`` with the same arguments costs only the row.  Raises as commit."""
-        if self._sealed == (digest, size):
+        if self.sealed == (digest, size):
             return
         try:
             self._check(digest, size)
@@ -95,16 +96,21 @@ class Writer:
             hit("blob.after-fsync")
             target = self._store.file(digest)
             os.rename(self.path, target)
+            self.sealed = (digest, size)
             hit("blob.after-rename")
             _sync_directory(target.parent)
             hit("blob.after-dir-fsync")
         except OSError as error:
-            self.abort()
+            self._give_up()
             raise disk_error(error, f"blob {digest}") from error
         except BuildError:
-            self.abort()
+            self._give_up()
             raise
-        self._sealed = (digest, size)
+
+    def _give_up(self) -> None:
+        """At once, unless the database must be asked first (this may be a thread): then at ``abort``."""
+        if self.sealed is None:
+            self.abort()
 
     def _check(self, digest: Digest, size: int) -> None:
         found = os.fstat(self.fd).st_size
@@ -120,24 +126,21 @@ class Writer:
             raise Corrupt(f"blob {digest}: its content has digest {digest.algorithm}:{actual}")
 
     def commit(self, digest: Digest, size: int) -> None:
-        """The blob is there, for good.  Raises Corrupt (digest or size differ, EIO), NoSpace."""
+        """The blob is there, for good (in a transaction: once it stands).  Raises Corrupt (digest or size
+        differ, EIO), NoSpace."""
         self.seal(digest, size)
-        self._store.add_row(digest, size)
+        self._store.add_sealed(digest, size)
         self._close()
 
     def abort(self) -> None:
         """Nothing remains; harmless after commit."""
         if self.fd >= 0:
-            path = self.path
-            if self._sealed is not None:  # it has its name already, but nobody's row
-                others = {writer._sealed for writer in self._store.writers if writer is not self}  # noqa: SLF001
-                path = self._store.file(self._sealed[0])
-                if self._sealed in others or self._store.has(self._sealed[0]):
-                    self._close()
-                    return
-            with contextlib.suppress(FileNotFoundError):
-                path.unlink()
             self._close()
+            if self.sealed is not None:  # it has its name already, but nobody's row
+                self._store.delete_unknown(self.sealed[0])
+                return
+            with contextlib.suppress(FileNotFoundError):
+                self.path.unlink()
 
     def _close(self) -> None:
         if self.fd >= 0:
@@ -245,17 +248,17 @@ class Blobs:
                     os.fsync(writer.fd)
                 hit("blob.many-after-fsync")
                 os.rename(writer.path, self.file(digest))
-                writer.path = self.file(digest)
+                writer.sealed = (digest, len(data))
             if sync:
                 _sync_directory(self._state / "blobs" / "sha256")
+            with self._db.transaction():
+                for writer, (digest, data) in zip(writers, fresh.items(), strict=True):
+                    writer.commit(digest, len(data))
         except OSError as error:
+            raise disk_error(error, f"{len(fresh)} blobs") from error
+        finally:
             for writer in writers:
                 writer.abort()
-            raise disk_error(error, f"{len(fresh)} blobs") from error
-        with self._db.transaction():
-            for writer, (digest, data) in zip(writers, fresh.items(), strict=True):
-                self.add_row(digest, len(data))
-                writer._close()  # noqa: SLF001 - its bytes are a blob now
         return digests
 
     def writer(self, *, trusted: bool = False) -> Writer:
@@ -268,12 +271,6 @@ class Blobs:
         self.writers.add(writer)
         return writer
 
-    def adopt(self, digest: Digest, source: Path) -> None:
-        """Take over a file on the same file system whose content the caller has verified and synced."""
-        os.rename(source, self.file(digest))
-        _sync_directory(self.file(digest).parent)
-        self.add_row(digest, self.file(digest).stat().st_size)
-
     def add_row(self, digest: Digest, size: int) -> None:
         """The file is in its place: let it be known."""
         self._held.note(blobs=(digest,))
@@ -282,6 +279,19 @@ class Blobs:
             self._db.put("blobs", (str(digest), size, time.time()))
             self._grow(size)
             hit("blob.after-row")
+
+    def add_sealed(self, digest: Digest, size: int) -> None:
+        """``add_row`` for a file that came just now: it goes again if the transaction is rolled back."""
+        self.add_row(digest, size)
+        self._db.after_commit(lambda: None, lambda: self.delete_unknown(digest))
+
+    def delete_unknown(self, digest: Digest) -> None:
+        """Delete the blob's file if there is no row for it, nor a writer about to add one."""
+        if any(writer.sealed and writer.sealed[0] == digest for writer in self.writers):
+            return
+        if self._db.one("SELECT 1 FROM blobs WHERE digest = ?", (digest,)) is None:
+            with contextlib.suppress(FileNotFoundError):
+                self.file(digest).unlink()
 
     def forget(self, digest: Digest) -> int:
         """Delete the row; gives the size that it had (0: there was none).  The file stays."""

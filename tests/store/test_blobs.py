@@ -210,3 +210,28 @@ def test_a_blob_that_comes_back_is_not_thrown_away(store: Store) -> None:
     store.blobs.put(b"again")
     assert not store.blobs.trash_forgotten(digest)
     assert store.blobs.read(digest) == b"again"
+
+
+def test_a_blob_of_a_transaction_that_is_undone_leaves_no_file(store: Store) -> None:
+    data = b"undone"
+    with pytest.raises(ZeroDivisionError), store.transaction():
+        with store.blobs.writer() as writer:
+            writer.write(data)
+            writer.commit(Digest.of(data), len(data))
+        1 / 0  # noqa: B018
+    assert not store.blobs.file(Digest.of(data)).exists()
+    assert store.used == 0
+
+
+def test_many_blobs_whose_commit_fails_leave_no_files(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(name: str) -> None:
+        if name == "db.before-commit":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("ocibuildd.store.failpoints._armed", full)
+    with pytest.raises(NoSpace):
+        store.blobs.put_many([b"one", b"two"])
+    assert list((store.path / "blobs" / "sha256").iterdir()) == []
+    assert list((store.path / "ingest").iterdir()) == []
