@@ -158,10 +158,9 @@ class MountSpec(TypedDict):
     kind "tmpfs": ``size`` bytes.  kind "secret": ``data`` (base64) on a tmpfs, with mode, uid, gid.
     kind "files": [[name, base64, mode], …] in a directory on a tmpfs (heredocs).
     kind "socket": ``path`` of a Unix socket on our side (ssh agent), bound to target.
-    kind "dir": fd index of a host directory (a context), read-only bind, subpath ``source``.
     """
 
-    kind: Literal["chain", "cache", "tmpfs", "secret", "files", "socket", "dir"]
+    kind: Literal["chain", "cache", "tmpfs", "secret", "files", "socket"]
     target: str
     readonly: bool
     source: NotRequired[str]
@@ -170,7 +169,6 @@ class MountSpec(TypedDict):
     size: NotRequired[int]
     data: NotRequired[str]
     files: NotRequired[list[list[Any]]]
-    fd: NotRequired[int]
     mode: NotRequired[int]
     uid: NotRequired[int]
     gid: NotRequired[int]

@@ -326,7 +326,7 @@ class Builds:
         lease = self._store.leases.new(f"failed step of build {build}")
         lease.add(layers=failed.chain)
         spec = failed.spec.copy()
-        spec["mounts"] = [m for m in spec["mounts"] if m["kind"] not in ("secret", "socket", "dir")]
+        spec["mounts"] = [m for m in spec["mounts"] if m["kind"] not in ("secret", "socket")]
         timer = asyncio.get_running_loop().call_later(ttl, self._drop_failed, build)
         self._failed[build] = FailedStep(
             build, failed.vertex, spec, failed.chain, time.time() + ttl, lease, timer

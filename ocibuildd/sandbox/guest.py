@@ -165,7 +165,7 @@ def become(
     sock: socket.socket, message: dict[str, Any], fds: list[int], program: bytes, *, single: bool
 ) -> NoReturn:
     """Carry out a plan.  fds: root, stdin, stdout, stderr, then one for each mount that has a source."""
-    plan = spec.plan(message["spec"], message["fd_count"])
+    plan = spec.plan(message["spec"])
     syscalls.unshare(syscalls.CLONE_NEWCGROUP)  # only now: the step's own group is to be its root
     root_mount, stdio, sources = fds[0], fds[1:4], fds[4:]
     _put(root_mount, f"{STAGE}/root")
@@ -274,7 +274,7 @@ def _mount_all(resolver: mounts.Resolver, plan: spec.Plan, sources: list[int]) -
 
 def has_source(mount: spec.Mount) -> bool:
     """Does the supervisor pass a descriptor for this mount?"""
-    return mount.kind in {"chain", "cache", "socket", "dir"}
+    return mount.kind in {"chain", "cache", "socket"}
 
 
 def _refuse_virtual(target: int, path: str) -> None:

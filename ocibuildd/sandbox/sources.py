@@ -33,7 +33,7 @@ def upper_of(site: Site, plan: spec.Plan, trash: list[bytes]) -> tuple[bytes, by
     return upper, work
 
 
-def source_of(site: Site, mount: spec.Mount, fds: list[int], trash: list[bytes]) -> int:
+def source_of(site: Site, mount: spec.Mount, trash: list[bytes]) -> int:
     """The detached mount that a mount of the plan shows.  Raises NotFound, OSError."""
     if mount.kind == "chain":
         stack = site.stack(mount.lowers)
@@ -48,10 +48,7 @@ def source_of(site: Site, mount: spec.Mount, fds: list[int], trash: list[bytes])
         return site.overlaid(stack, trash, upper=upper, work=work)
     if mount.kind == "cache":
         return _cache(site, mount)
-    if mount.kind == "socket":
-        path = _socket(site, mount)
-    else:
-        path = _reopen(fds[mount.fd])
+    path = _socket(site, mount)
     try:
         return mounts.bind(path)
     finally:
@@ -104,24 +101,13 @@ def _socket(site: Site, mount: spec.Mount) -> int:
     return fd
 
 
-def _reopen(fd: int) -> int:
-    """The same directory through a mount of our own namespace: main's can't be copied from here."""
-    path = os.readlink(f"/proc/self/fd/{fd}")
-    again = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
-    if not os.path.samestat(os.fstat(fd), os.fstat(again)):
-        os.close(again)
-        raise errors.NotFound(f"mount source {path}: moved while it was being mounted")
-    return again
-
-
 def stdio(null: int, plan: spec.Plan, fds: list[int]) -> list[int]:
     """stdin, stdout and stderr of a step; ``null`` is a descriptor of /dev/null."""
     if plan.tty:
         return [null, null, null]
     if len(fds) < 2:
         raise errors.InvalidArgument("run: descriptors for stdout and stderr wanted")
-    taken = {mount.fd for mount in plan.mounts}
-    stdin = fds[2] if len(fds) > 2 and 2 not in taken else null
+    stdin = fds[2] if len(fds) > 2 else null
     return [stdin, fds[0], fds[1]]
 
 

@@ -64,7 +64,7 @@ LIMITS = frozenset({
     "memory", "pids", "cpu_quota", "cpu_period", "cpuset_cpus", "cpu_shares", "memory_swap", "upper_bytes",
     "fsize", "nofile", "timeout", "shm_size",
 })
-KINDS = frozenset({"chain", "cache", "tmpfs", "secret", "files", "socket", "dir"})
+KINDS = frozenset({"chain", "cache", "tmpfs", "secret", "files", "socket"})
 FORBIDDEN_TARGETS = ("/proc", "/sys", "/dev")
 ALLOWED_BELOW = ("/dev/shm", "/dev/pipes")
 """On our own /dev: shared memory, and the place where heredocs are mounted."""
@@ -87,14 +87,13 @@ class Content:
 class Mount:
     """A MountSpec with all its defaults decided.  uid, gid: container ids."""
 
-    kind: Literal["chain", "cache", "tmpfs", "secret", "files", "socket", "dir"]
+    kind: Literal["chain", "cache", "tmpfs", "secret", "files", "socket"]
     target: str
     readonly: bool
     source: str
     lowers: tuple[str, ...]
     path: str
     size: int
-    fd: int
     mode: int
     uid: int
     gid: int
@@ -127,11 +126,8 @@ class Plan:
         return ALL_CAPABILITIES if self.insecure else frozenset(CAPABILITIES.values())
 
 
-def plan(spec: Mapping[str, Any], fd_count: int = 0) -> Plan:
-    """Check a RunSpec and decide everything in it.  ``fd_count``: descriptors that came with it.
-
-    Raises InvalidArgument, naming the field.
-    """
+def plan(spec: Mapping[str, Any]) -> Plan:
+    """Check a RunSpec and decide everything in it.  Raises InvalidArgument, naming the field."""
     args = tuple(_text(arg, "args") for arg in _list(spec, "args"))
     if not args or not args[0] or len(args) > MAX_ARGUMENTS:
         raise InvalidArgument(f"run: args has {len(args)} items, 1 to {MAX_ARGUMENTS} are possible")
@@ -151,7 +147,7 @@ def plan(spec: Mapping[str, Any], fd_count: int = 0) -> Plan:
         hostname=_matching(spec, "hostname", _HOSTNAME) or "buildkitsandbox",
         network=_choice(spec, "network", ("default", "none", "host")),
         insecure=_choice(spec, "security", ("sandbox", "insecure")) == "insecure",
-        mounts=tuple(_mount(mount, fd_count) for mount in mounts),
+        mounts=tuple(_mount(mount) for mount in mounts),
         hosts=tuple(_pair(item) for item in _list(spec, "hosts")),
         dns=_dns(spec.get("dns") or {}),
         limits=_limits(spec.get("limits") or {}),
@@ -252,7 +248,7 @@ def _integer(value: Any, key: str, low: int, high: int) -> int:
     return value
 
 
-def _mount(spec: Any, fd_count: int) -> Mount:
+def _mount(spec: Any) -> Mount:
     if not isinstance(spec, Mapping) or spec.get("kind") not in KINDS:
         raise InvalidArgument("run: a mount of no known kind")
     kind = spec["kind"]
@@ -271,7 +267,6 @@ def _mount(spec: Any, fd_count: int) -> Mount:
         lowers=trees(spec.get("lowers") or ()),
         path=path,
         size=_integer(spec.get("size", 0), "size", 0, 1 << 50),
-        fd=_integer(spec.get("fd", 0), "fd", 0, fd_count - 1) if kind == "dir" else -1,
         mode=_integer(spec.get("mode", default_mode), "mode", 0, 0o7777),
         uid=_integer(spec.get("uid", 0), "uid", 0, 65535),
         gid=_integer(spec.get("gid", 0), "gid", 0, 65535),

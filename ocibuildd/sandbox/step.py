@@ -168,7 +168,7 @@ class Step:
     def begin(self, data: bytes, fds: list[int]) -> None:
         """Make the root file system, hand all to the guest.  Raises BuildError, OSError."""
         args = json.loads(data)
-        plan = self.plan = spec.plan(args, len(fds))
+        plan = self.plan = spec.plan(args)
         if self.site.cgroups is not None and self.sandbox.group is not None:
             self.site.cgroups.limit(self.sandbox.group, plan.limits)
         self.upper, work = sources.upper_of(self.site, plan, self.trash)
@@ -185,12 +185,12 @@ class Step:
                 self.root = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=given[0])
             given += sources.stdio(self.site.null, plan, fds)
             behind = [
-                sources.source_of(self.site, mount, fds, self.trash)
+                sources.source_of(self.site, mount, self.trash)
                 for mount in plan.mounts if guest.has_source(mount)
             ]
             given += behind
             files = sources.files(self.site, self.sandbox.lease, plan)
-            message = {"spec": args, "fd_count": len(fds), "files": files}
+            message = {"spec": args, "files": files}
             wire.send(self.sandbox.sock, message, given)
         finally:
             wire.close_all([given[0], *given[4:]] if given else [])

@@ -114,19 +114,6 @@ async def test_a_writable_chain_throws_writes_away(box):
     assert (box.upper(tree) / "f").read_bytes() == b"old"
 
 
-async def test_a_host_directory_is_seen_read_only(box, tmp_path):
-    (tmp_path / "f").write_text("context")
-    tmp_path.chmod(0o755)
-    fd = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
-    mount = {"kind": "dir", "target": "/ctx", "readonly": True, "fd": 2, "source": "/"}
-    try:
-        result = await box.sh("cat /ctx/f; echo x > /ctx/g", mounts=[mount], fds=(fd,))
-    finally:
-        os.close(fd)
-    assert result.output.startswith("context")
-    assert os.listdir(tmp_path) == ["f"]
-
-
 async def test_an_agents_socket_can_be_reached(box, tmp_path):
     path = box.state / "agent.sock"
     with socket.socket(socket.AF_UNIX) as server:
