@@ -30,6 +30,22 @@ def _spans(events: Sequence[Event]) -> list[dict[str, Any]]:
     return sorted(spans.values(), key=lambda span: (span["start"], span["end"]))
 
 
+def _transfers(events: Sequence[Event]) -> list[dict[str, Any]]:
+    """Each download and upload of a layer, from its first status to its last: beside the steps."""
+    spans: dict[tuple[str, str], dict[str, Any]] = {}
+    for event in events:
+        if event.get("type") != "vertex.status" or event.get("unit") != "bytes":
+            continue
+        vertex, ident = str(event.get("vertex")), str(event.get("id"))
+        verb = "push" if vertex.startswith("push:") else "fetch"
+        span = spans.setdefault((vertex, ident), {
+            "id": vertex, "name": f"{verb} {ident}", "start": event["t"], "transfer": True,
+        })
+        span["end"] = event["t"]
+        span["usage"] = {"bytes": event.get("total") or 0, "outcome": event.get("text") or ""}
+    return list(spans.values())
+
+
 def trace(events: Sequence[Event]) -> dict[str, Any]:
     """The trace event format's JSON object: one lane for each thing that ran beside others.
 
@@ -38,19 +54,26 @@ def trace(events: Sequence[Event]) -> dict[str, Any]:
     out: list[dict[str, Any]] = [
         {"name": "process_name", "ph": "M", "pid": 1, "tid": 0, "args": {"name": "ocibuild build"}}
     ]
-    for span in _spans(events):
+    spans = sorted([*_spans(events), *_transfers(events)], key=lambda span: (span["start"], -span["end"]))
+    for span in spans:
         lane = next((i for i, free in enumerate(lanes) if free <= span["start"]), len(lanes))
         if lane == len(lanes):
             lanes.append(0.0)
         lanes[lane] = span["end"]
         out.append({
-            "name": span["name"], "cat": "cached" if span.get("cached") else "vertex", "ph": "X",
+            "name": span["name"], "cat": _category(span), "ph": "X",
             "pid": 1, "tid": lane + 1, "ts": round(span["start"] * 1e6),
             "dur": max(1, round((span["end"] - span["start"]) * 1e6)),
             "args": {"vertex": span["id"], **span.get("usage", {})},
         })
         out += _phases(span, lane + 1)
     return {"traceEvents": out, "displayTimeUnit": "ms"}
+
+
+def _category(span: dict[str, Any]) -> str:
+    if span.get("transfer"):
+        return "transfer"
+    return "cached" if span.get("cached") else "vertex"
 
 
 def _phases(span: dict[str, Any], lane: int) -> list[dict[str, Any]]:

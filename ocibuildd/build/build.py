@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ..dockerfile import NamedContext
 from ..errors import BuildError, Cancelled, Denied, InvalidArgument
 from ..executor.contents import LocalContents
 from ..executor.git import Checkout, checkout
@@ -47,6 +48,7 @@ from .options import (
 from .outcome import MadeImage
 from .progress import EventLog
 from .publish import Published, Publisher
+from .pushes import Pushes
 from .remote_cache import Imported, RemoteCaches, inject
 from .squash import Squasher
 from .watch import Watch
@@ -189,11 +191,17 @@ class Build:
             self._closers.append(context.directory.close)
         front = FrontEnd(self._site.puller, request, context)
         self._closers.append(front.close)
-        named = front.named_contexts(opener)
         if request.call == "targets":
             return {"result": front.targets()}
         if request.call == "build":
             await self._import_caches()
+        async with contextlib.aclosing(self._site.publisher.pushes(request, self.events)) as pushes:
+            return await self._platforms(context, front, front.named_contexts(opener), pushes)
+
+    async def _platforms(
+        self, context: OpenContext, front: FrontEnd, named: Mapping[str, NamedContext], pushes: Pushes
+    ) -> dict[str, Any]:
+        request = self.request
         platforms: list[Platform | None] = [parse_platform(text) for text in request.platforms] or [None]
         made = []
         for number, platform in enumerate(platforms):
@@ -205,18 +213,20 @@ class Build:
                 return {"result": result}
             lowered = await front.lower(options)
             prefix = f"{number}." if len(platforms) > 1 else ""
-            made.append(await self._one(lowered, context, front, prefix))
-        return await self._publish(made)
+            made.append(await self._one(lowered, context, front, prefix, pushes))
+        return await self._publish(made, pushes)
 
     # --- one platform ---------------------------------------------------------------------------
 
     async def _one(
-        self, lowered: Lowered, context: OpenContext, front: FrontEnd, prefix: str
+        self, lowered: Lowered, context: OpenContext, front: FrontEnd, prefix: str, pushes: Pushes
     ) -> _Made:
         plan = lowered.plan
         watch = Watch(
             self.id, self.name, self.events, self._site.store, plan, prefix,
             keep_empty=self.request.compat != "docker",
+            # What is squashed later is no layer of the image.
+            offer=None if self.request.squash else pushes.offer,
         )
         watch.announce(context.filename, lowered.warnings)
         check_entitlements(plan, self.request, self._site.settings)
@@ -257,9 +267,7 @@ class Build:
         """The sockets of the SSH keys that the request brought."""
         if not self.request.ssh:
             return {}
-        from .agent import (
-            AgentSockets,  # cryptography stands behind it: megabytes for those who need it
-        )
+        from .agent import AgentSockets  # cryptography stands behind it: megabytes
 
         agents = AgentSockets(self._scratch, self.request.ssh, self.peer)
         self._closers.append(agents.close)
@@ -462,7 +470,7 @@ class Build:
             own = len(each.plan.stages[each.plan.target].history)
             each.final = await squasher.squash(each.final, each.base, own)
 
-    async def _publish(self, made: list[_Made]) -> dict[str, Any]:
+    async def _publish(self, made: list[_Made], pushes: Pushes) -> dict[str, Any]:
         if self.request.compat == "docker":
             check_made(made[0].plan)
         if self.request.squash:
@@ -470,7 +478,7 @@ class Build:
         await self._complete(made)
         published: Published = await self._site.publisher.publish(
             self.id, self.request, [(each.plan, each.final, each.images) for each in made],
-            self._lease, self.events, self.peer,
+            self._lease, self.events, self.peer, pushes,
         )
         self._later = published.later
         if self._imported is not None:

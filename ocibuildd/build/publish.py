@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,6 @@ from ..export.image import (
     Entry,
     MediaTypes,
     index_bytes,
-    layer_descriptor,
     manifest_bytes,
     types_for,
 )
@@ -34,10 +33,8 @@ from ..export.layout import (
     write_directory,
     write_tar,
 )
-from ..export.push import Pusher
 from ..model.digest import Digest
 from ..model.graph import Plan
-from ..model.oci import Descriptor
 from ..model.reference import Reference
 from ..model.request import BuildRequest, OutputSpec
 from ..ports import BlobStore, LayerId, Nsd, Registry
@@ -49,6 +46,7 @@ from ..store.leases import Lease
 from .info import Peer
 from .outcome import MadeImage
 from .progress import EventLog
+from .pushes import Pushable, Pushes, parse_names, push_names
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +88,6 @@ class _Order:
     lease: Lease
     events: EventLog
     peer: Peer
-    auth: Mapping[str, Any]
     outputs: list[dict[str, str]] = field(default_factory=list)
 
     @property
@@ -135,10 +132,15 @@ class Publisher:
         self._nsd = nsd
         self._registry = registry
 
+    def pushes(self, request: BuildRequest, events: EventLog) -> Pushes:
+        """What the build pushes, if it pushes; to be closed.  Raises InvalidArgument."""
+        names = push_names(request, parse_names(request))
+        return Pushes(self._store, self._registry, names, request.auth, events)
+
     async def publish(
         self, build: str, request: BuildRequest,
         made: Sequence[tuple[Plan, MadeImage, Sequence[MadeImage]]], lease: Lease, events: EventLog,
-        peer: Peer,
+        peer: Peer, pushes: Pushes,
     ) -> Published:
         """Write rows, give names, write outputs, push.  Raises InvalidArgument, Denied and what
         registries and disks raise."""
@@ -146,8 +148,9 @@ class Publisher:
         self._store_images(order, keep=wants_image(request))
         for number, output in enumerate(request.outputs):
             await self._output(order, number, output)
-        if request.push or any(o.attrs.get("push", "").lower() in ("1", "true") for o in request.outputs):
-            await self._push(order, order.names)
+        images = [Pushable(each.manifest, each.types, each.final.composed) for each in order.ready]
+        for name in await pushes.finish(images, order.index):
+            order.outputs.append({"type": "registry", "dest": name})
         final = order.ready[0].final.composed
         names = [name.familiar for name in order.names]
         return Published(
@@ -170,7 +173,7 @@ class Publisher:
             manifest = manifest_bytes(final.composed, types, own)
             ready.append(Ready(plan, final, images, manifest, types))
         index = self._index(ready, annotations) if len(ready) > 1 else None
-        return _Order(build, ready, parse_names(request), index, lease, events, peer, request.auth)
+        return _Order(build, ready, parse_names(request), index, lease, events, peer)
 
     @staticmethod
     def _index(ready: Sequence[Ready], annotations: Annotations) -> bytes:
@@ -284,10 +287,7 @@ class Publisher:
     # --- outputs --------------------------------------------------------------------------------
 
     async def _output(self, order: _Order, number: int, output: OutputSpec) -> None:
-        if output.type in ("image", "cacheonly"):
-            return
-        if output.type == "registry":
-            await self._push(order, parse_references(output.attrs.get("name", "")) or order.names)
+        if output.type in ("image", "registry", "cacheonly"):
             return
         begun = time.monotonic()
         vertex = f"export:{number}"
@@ -360,58 +360,8 @@ class Publisher:
         finally:
             os.close(fd)
 
-    # --- push -----------------------------------------------------------------------------------
-
-    async def _push(self, order: _Order, names: Sequence[Reference]) -> None:
-        if not names:
-            raise InvalidArgument("push: the image has no name", hint="give it one with -t")
-        for name in names:
-            begun, vertex = time.monotonic(), f"push:{name.familiar}"
-            order.events.append("vertex.started", vertex=vertex, name=f"pushing {name.familiar}")
-
-            def emit(kind: str, vertex: str = vertex, **fields: Any) -> None:
-                order.events.append(f"vertex.{kind}", vertex=vertex, **fields)
-
-            await self._push_one(order, name, emit)
-            order.events.append(
-                "vertex.done", vertex=vertex, seconds=round(time.monotonic() - begun, 4)
-            )
-            order.outputs.append({"type": "registry", "dest": str(name)})
-
-    async def _push_one(self, order: _Order, name: Reference, emit: Any) -> None:
-        pusher = Pusher(self._store.blobs, self._registry, name, auth=order.auth, emit=emit)
-        try:
-            for each in order.ready:
-                composed = each.final.composed
-                config = Descriptor(each.types.config, composed.id, len(composed.config))
-                await pusher.image(
-                    each.manifest, each.types.manifest, config=config,
-                    layers=[layer_descriptor(layer, each.types) for layer in composed.layers],
-                    by_digest=order.index is not None,
-                )
-            if order.index is not None:
-                await pusher.index(order.index, OCI.index)
-        finally:
-            await pusher.close()
-
 
 def wants_image(request: BuildRequest) -> bool:
     """Is the image to stay here?  Not where only files or nothing was asked for, and no name given."""
     kinds = {output.type for output in request.outputs}
     return bool(request.tags) or not kinds or bool(kinds & {"image", "registry"})
-
-
-def parse_references(text: str) -> list[Reference]:
-    """Comma-separated references.  Raises InvalidArgument."""
-    try:
-        return [Reference.parse(part.strip()).with_default_tag() for part in text.split(",") if part.strip()]
-    except ValueError as error:
-        raise InvalidArgument(f"name {text!r}: {error}") from None
-
-
-def parse_names(request: BuildRequest) -> list[Reference]:
-    """All names that the image is to have, once each."""
-    names = parse_references(",".join(request.tags))
-    for output in request.outputs:
-        names += parse_references(output.attrs.get("name", ""))
-    return list(dict.fromkeys(names))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..model.graph import Plan
-from ..ports import Result
+from ..ports import LayerId, Result
 from ..solver.cache import Preimage
 from ..solver.job import Trace
 from ..solver.reasons import Reason
@@ -14,6 +14,7 @@ from ..store import Store
 from . import explain
 from .outcome import MadeImage, VertexOutcome
 from .progress import EventLog
+from .pushes import image_vertices
 from .steps import NumberedStep, StepFollower, number_steps
 
 
@@ -22,14 +23,17 @@ class Watch:
 
     def __init__(
         self, build: str, name: str, events: EventLog, store: Store, plan: Plan, prefix: str, *,
-        keep_empty: bool,
+        keep_empty: bool, offer: Callable[[Sequence[LayerId]], object] | None = None,
     ):
+        """``offer`` is told of each part of the target's root file system as it is settled."""
         self._build = build
         self._name = name
         self._events = events
         self._plan = plan
         self._prefix = prefix
         self._store = store
+        self._offer = offer
+        self._wanted = image_vertices(plan) if offer is not None else ()
         self.follower = StepFollower(plan, store.layers.chain, self._tell, keep_empty=keep_empty)
 
     def announce(self, dockerfile: str, warnings: Sequence[str]) -> None:
@@ -93,6 +97,8 @@ class Watch:
     def _ended(self, vertex: int, trace: Trace, result: Result) -> None:
         outcome = VertexOutcome(result.chain, result.layer, result.created)
         self.follower.ended(vertex, outcome, cached=trace.cached)
+        if self._offer is not None and vertex in self._wanted:
+            self._offer(result.chain)
 
     def _tell(self, entry: NumberedStep, image: MadeImage, cached: bool) -> None:
         vertex = "" if entry.step.vertex is None else f"{self._prefix}{entry.step.vertex}"

@@ -2,8 +2,9 @@
 
 pusher = Pusher(blobs, registry, reference, auth=…, emit=…)
 pusher.layer(descriptor)                 starts the upload; the same digest again is no work
+pusher.failed                            an upload failed; ``image`` tries it again, once
 digest = await pusher.image(manifest, media_type, config=…, layers=…)   waits for all, then the manifest
-digest = await pusher.index(index, media_type)
+digest = await pusher.index(index, media_type, reference=…)   under another tag of the same repository
 await pusher.close()                     ends what is still under way
 """
 
@@ -11,9 +12,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
+from ..errors import BuildError
 from ..model.digest import Digest
 from ..model.oci import Descriptor
 from ..model.reference import Reference
@@ -40,7 +42,9 @@ class Pusher:
         auth: Mapping[str, RegistryAuth] | None = None,
         emit: Emit | None = None,
         mount_from: Sequence[str] = (),
+        on_failure: Callable[[BuildError], object] | None = None,
     ) -> None:
+        """``on_failure`` is told of the first upload that fails before ``image`` waits for it."""
         self._blobs = blobs
         self._registry = registry
         self.reference = reference
@@ -48,15 +52,26 @@ class Pusher:
         self._emit = emit
         self._mount_from = tuple(mount_from)
         self._tasks: dict[Digest, asyncio.Task[str]] = {}
+        self._on_failure = on_failure
+        self.failed = False
 
     def layer(self, descriptor: Descriptor) -> None:
-        """A blob of the store that the image needs: start its upload."""
-        if descriptor.digest not in self._tasks:
+        """A blob of the store that the image needs: start its upload, again if it failed."""
+        task = self._tasks.get(descriptor.digest)
+        if task is None or (task.done() and (task.cancelled() or task.exception() is not None)):
             self._status(descriptor, 0, "waiting")
             task = asyncio.create_task(self._push(descriptor))
-            # Whoever waits for it sees its failure; nobody may be left to.
-            task.add_done_callback(lambda done: done.cancelled() or done.exception())
+            task.add_done_callback(self._ended)
             self._tasks[descriptor.digest] = task
+
+    def _ended(self, task: asyncio.Task[str]) -> None:
+        """Whoever waits for it sees its failure; nobody may be left to, or be there yet."""
+        error = None if task.cancelled() else task.exception()
+        if error is None or self.failed:
+            return
+        self.failed = True
+        if self._on_failure is not None and isinstance(error, BuildError):
+            self._on_failure(error)
 
     async def _push(self, descriptor: Descriptor) -> str:
         last = 0.0
@@ -80,23 +95,30 @@ class Pusher:
 
     async def image(
         self, manifest: bytes, media_type: str, *, config: Descriptor, layers: Sequence[Descriptor],
-        by_digest: bool = False,
+        by_digest: bool = False, reference: Reference | None = None,
     ) -> Digest:  # fmt: skip
         """All blobs, then the manifest, under the reference's tag or, ``by_digest``, under its digest.
 
-        Raises what the registry client raises; the first failure ends the other uploads.
+        reference: another name in the same repository.  Raises what the registry client raises; the first
+        failure ends the other uploads.
         """
+        self._on_failure = None  # from here on it is raised
         for descriptor in (*layers, config):
             self.layer(descriptor)
-        await self._settled()
-        return await self._put(manifest, media_type, by_digest=by_digest)
+        await self._settled({descriptor.digest for descriptor in (*layers, config)})
+        return await self._put(manifest, media_type, reference, by_digest=by_digest)
 
-    async def index(self, data: bytes, media_type: str, *, by_digest: bool = False) -> Digest:
+    async def index(
+        self, data: bytes, media_type: str, *, by_digest: bool = False,
+        reference: Reference | None = None,
+    ) -> Digest:  # fmt: skip
         """An index whose manifests were pushed before."""
-        return await self._put(data, media_type, by_digest=by_digest)
+        return await self._put(data, media_type, reference, by_digest=by_digest)
 
-    async def _put(self, data: bytes, media_type: str, *, by_digest: bool) -> Digest:
-        reference = self.reference
+    async def _put(
+        self, data: bytes, media_type: str, reference: Reference | None, *, by_digest: bool
+    ) -> Digest:
+        reference = reference or self.reference
         if by_digest:
             reference = Reference(reference.domain, reference.path, None, Digest.of(data))
         hit("push.before-manifest")
@@ -104,8 +126,8 @@ class Pusher:
         hit("push.after-manifest")
         return digest
 
-    async def _settled(self) -> None:
-        tasks = list(self._tasks.values())
+    async def _settled(self, digests: Collection[Digest]) -> None:
+        tasks = [self._tasks[digest] for digest in digests]
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
             for task in done:

@@ -223,3 +223,20 @@ def test_a_trace_is_in_the_format_of_trace_viewers(
     assert [(s["name"], s["ph"], s["tid"], s["ts"], s["dur"]) for s in spans] == [
         ("a", "X", 1, 1_000_000, 1_000_000), ("b", "X", 2, 1_500_000, 1_500_000),
     ]
+
+
+def test_a_trace_shows_an_upload_beside_the_steps(
+    fake: FakeDaemon, cli: Cli, tmp_path: Path
+) -> None:
+    upload = {"type": "vertex.status", "vertex": "push:a/b", "id": "abc", "unit": "bytes", "total": 9}
+    events = [
+        {"n": 1, "t": 1.0, "type": "vertex.started", "vertex": "0", "name": "a"},
+        {"n": 2, "t": 1.25, "text": "waiting", **upload}, {"n": 3, "t": 1.75, "text": "pushed", **upload},
+        {"n": 4, "t": 2.0, "type": "vertex.done", "vertex": "0", "seconds": 1.0},
+    ]
+    fake.answers["POST /v1/builds"] = Answer(lines=[STARTED, *events, DONE])
+    assert cli("build", "-q", "--trace", tmp_path / "t.json", tmp_path).code == 0
+    spans = json.loads((tmp_path / "t.json").read_text())["traceEvents"][1:]
+    assert [(s["ts"], s["dur"], s["args"]) for s in spans if s["cat"] == "transfer"] == [
+        (1_250_000, 500_000, {"vertex": "push:a/b", "bytes": 9, "outcome": "pushed"}),
+    ]
