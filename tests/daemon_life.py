@@ -34,6 +34,8 @@ RUN echo $N > /last
 VARIANTS = 3
 START = 30.0
 GONE = 3.0
+REST = 6.0
+"""Seconds after which maintenance has had its turn (``store.maintenance.SYNC_DELAY``, and work)."""
 
 
 class Died(Exception):
@@ -178,13 +180,17 @@ class Victim:
         self.call("DELETE", f"/v1/images?name={name}&force=1")
 
     def until_dead(self, rounds: int = 20, seed: int = 0) -> bool:
-        """Live; did it die meanwhile?"""
+        """Live, then rest until what goes on in the background is done; did it die meanwhile?"""
+        assert self.daemon.process is not None
         try:
             self.life(rounds, seed)
+            self.daemon.process.wait(REST)
+        except subprocess.TimeoutExpired:
+            return False
         except Died:
-            self.dead()
-            return True
-        return False
+            pass
+        self.dead()
+        return True
 
     def cut_after(self, seconds: float, seed: int) -> None:
         """Live, and be killed after so long."""

@@ -12,6 +12,7 @@ import hashlib
 import itertools
 import logging
 import os
+import threading
 import time
 from pathlib import Path
 from typing import IO, Self
@@ -94,11 +95,9 @@ class Writer:
             hit("blob.before-fsync")
             os.fsync(self.fd)
             hit("blob.after-fsync")
-            target = self._store.file(digest)
-            os.rename(self.path, target)
-            self.sealed = (digest, size)
+            self._store.place(self, digest, size)
             hit("blob.after-rename")
-            _sync_directory(target.parent)
+            _sync_directory(self._store.file(digest).parent)
             hit("blob.after-dir-fsync")
         except OSError as error:
             self._give_up()
@@ -164,6 +163,8 @@ class Blobs:
         self._held = held
         self._names = itertools.count()
         self.writers: set[Writer] = set()
+        self._placing = threading.Lock()
+        """Held while a file gets its name or loses it: writers seal in threads."""
         row = db.one("SELECT coalesce(sum(size), 0) FROM blobs")
         self.bytes: int = row[0] if row else 0
 
@@ -247,8 +248,7 @@ class Blobs:
                 if sync:
                     os.fsync(writer.fd)
                 hit("blob.many-after-fsync")
-                os.rename(writer.path, self.file(digest))
-                writer.sealed = (digest, len(data))
+                self.place(writer, digest, len(data))
             if sync:
                 _sync_directory(self._state / "blobs" / "sha256")
             with self._db.transaction():
@@ -271,6 +271,12 @@ class Blobs:
         self.writers.add(writer)
         return writer
 
+    def place(self, writer: Writer, digest: Digest, size: int) -> None:
+        """Give a writer's file its name; it is ``sealed`` then.  *Thread-safe*.  Raises OSError."""
+        with self._placing:
+            os.rename(writer.path, self.file(digest))
+            writer.sealed = (digest, size)
+
     def add_row(self, digest: Digest, size: int) -> None:
         """The file is in its place: let it be known."""
         self._held.note(blobs=(digest,))
@@ -287,11 +293,16 @@ class Blobs:
 
     def delete_unknown(self, digest: Digest) -> None:
         """Delete the blob's file if there is no row for it, nor a writer about to add one."""
-        if any(writer.sealed and writer.sealed[0] == digest for writer in self.writers):
-            return
-        if self._db.one("SELECT 1 FROM blobs WHERE digest = ?", (digest,)) is None:
-            with contextlib.suppress(FileNotFoundError):
-                self.file(digest).unlink()
+        with self._placing:
+            if not self._wanted(digest):
+                with contextlib.suppress(FileNotFoundError):
+                    self.file(digest).unlink()
+
+    def _wanted(self, digest: Digest) -> bool:
+        """Is there a row for it, or a writer that has placed its file and is about to add one?"""
+        if any(writer.sealed and writer.sealed[0] == digest for writer in list(self.writers)):
+            return True
+        return self._db.one("SELECT 1 FROM blobs WHERE digest = ?", (digest,)) is not None
 
     def forget(self, digest: Digest) -> int:
         """Delete the row; gives the size that it had (0: there was none).  The file stays."""
@@ -313,12 +324,13 @@ class Blobs:
     def trash_forgotten(self, digest: Digest) -> bool:
         """Second half of a removal, after the row is gone: a rename, fast and final; the trash is emptied
         later.  False if the blob has come in again meanwhile and stays."""
-        if self._db.one("SELECT 1 FROM blobs WHERE digest = ?", (digest,)) is not None:
-            return False
-        hit("blob.before-trash")
         target = self._state / "trash" / f"blob-{digest.hex[:32]}-{time.time_ns()}"
-        with contextlib.suppress(FileNotFoundError):
-            os.rename(self.file(digest), target)
+        with self._placing:
+            if self._wanted(digest):
+                return False
+            hit("blob.before-trash")
+            with contextlib.suppress(FileNotFoundError):
+                os.rename(self.file(digest), target)
         return True
 
     def verify(self, digest: Digest) -> str:
@@ -342,8 +354,10 @@ class Blobs:
         log.warning("blob %s: %s: put into quarantine", digest, why)
         self.forget(digest)
         target = self._state / "quarantine" / f"{digest.hex}-{int(time.time())}"
-        with contextlib.suppress(OSError):
-            os.rename(self.file(digest), target)
+        with self._placing:
+            if not self._wanted(digest):  # else another writer has put a whole one in its place already
+                with contextlib.suppress(OSError):
+                    os.rename(self.file(digest), target)
 
     def all_digests(self, after: str = "", count: int = 1_000) -> list[tuple[Digest, int]]:
         """(digest, size) in order of digest, a page at a time."""

@@ -195,8 +195,6 @@ class Database:
             yield
             hit("db.before-commit")
             self.run("COMMIT")
-            hit("db.after-commit")
-            self._write_journal()
         except BaseException:
             if self.connection.in_transaction:
                 self.connection.rollback()
@@ -209,6 +207,8 @@ class Database:
             self.depth = 0
             self._undo.clear()
         callbacks, self._after = self._after, []
+        hit("db.after-commit")
+        self._write_journal()
         for callback in callbacks:
             callback()
 

@@ -89,6 +89,7 @@ class Maintenance:
     async def run(self) -> None:
         """Until cancelled.  Failures are logged and tried again later."""
         while True:
+            self._wake.clear()  # before the work: what is committed meanwhile is the next turn's
             try:
                 if self._dirty:
                     self._dirty = False
@@ -99,7 +100,6 @@ class Maintenance:
                     await self.collect()
             except (BuildError, OSError) as error:
                 log.warning("maintenance: %s", error)
-            self._wake.clear()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), self.interval or None)
                 await asyncio.sleep(SYNC_DELAY)

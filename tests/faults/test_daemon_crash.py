@@ -27,6 +27,7 @@ USUAL = """
     pull.after-layer pull.before-rows push.after-blob push.after-manifest push.before-blob
     push.before-manifest record.after-row record.before-delete run.after-layer run.after-sandbox
     run.before-sandbox solve.after-records solve.before-records tree.before-trash blob.before-fsync
+    trash.before-unlink
 """.split()
 MORE = """
     blob.after-dir-fsync build.before-row cache-mount.before-row db.after-commit

@@ -235,3 +235,31 @@ def test_many_blobs_whose_commit_fails_leave_no_files(
         store.blobs.put_many([b"one", b"two"])
     assert list((store.path / "blobs" / "sha256").iterdir()) == []
     assert list((store.path / "ingest").iterdir()) == []
+
+
+def test_a_file_that_a_writer_has_placed_is_neither_trashed_nor_put_aside(store: Store) -> None:
+    data, digest = b"comes and goes", Digest.of(b"comes and goes")
+    store.blobs.put(data)
+    store.blobs.forget(digest)  # a collection is between the row and the file
+    with store.blobs.writer() as writer:
+        writer.write(data)
+        writer.seal(digest, len(data))
+        assert not store.blobs.trash_forgotten(digest)
+        store.blobs.quarantine(digest, "what was here before was damaged")
+        writer.commit(digest, len(data))
+    assert store.blobs.read(digest) == data
+
+
+def test_an_error_after_the_commit_undoes_nothing(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(name: str) -> None:
+        if name == "db.after-commit":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr("ocibuildd.store.failpoints._armed", failing)
+    with pytest.raises(OSError), store.transaction():
+        store.blobs.put(b"stands")
+    monkeypatch.setattr("ocibuildd.store.failpoints._armed", None)
+    assert store.blobs.read(Digest.of(b"stands")) == b"stands"
+    assert store.used == 6

@@ -219,6 +219,30 @@ async def test_maintenance_runs_by_itself_after_a_commit(
     assert store.trees.unsynced() == []
 
 
+async def test_what_is_thrown_away_while_maintenance_works_is_deleted_too(
+    store: Store, fill: Filler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ocibuildd.store.maintenance.SYNC_DELAY", 0.0)
+    trees = [store.layers.get(fill.layer(text, tree=5)).tree for text in ("one", "two")]
+
+    async def remove(paths: Sequence[Path]) -> None:
+        if trees:
+            store.trees.forget(trees[0])
+            store.trees.trash(trees.pop())
+        await rmtree(paths)
+
+    store.trees.forget(trees[0])
+    store.trees.trash(trees.pop())
+    task = asyncio.create_task(Maintenance(store, remove).run())
+    for _ in range(200):
+        await asyncio.sleep(0.01)
+        if not trees and not os.listdir(store.path / "trash"):
+            break
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert (trees, os.listdir(store.path / "trash")) == ([], [])
+
+
 async def test_admission_collects_and_then_lets_in(store: Store, fill: Filler) -> None:
     maintenance = Maintenance(store, rmtree)
     store.space.configure(ceiling=100)
