@@ -1,4 +1,9 @@
-"""ADD of an archive: its entries, moved below the destination, become entries of the layer as they stream by."""
+"""ADD of an archive: its entries, moved below the destination, become entries of the layer as they stream by.
+
+The rules are BuildKit's (solver/llbsolver/file/unpack_root.go): an entry replaces what is there unless both are
+directories; symlinks of its parents are followed with the destination as their root; parents that the archive doesn't
+list are root's, 0755; devices and FIFOs are passed over.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +34,7 @@ class ArchiveAdder:
     """One archive on its way below ``dest``.  Owns ``fd``.
 
     Symlinks that the archive made, or that are in the destination, are followed with ``dest`` as their root, as if the
-    archive were unpacked in a chroot there.  ``chown``: the owner of all, None = as the archive says."""
+    archive were unpacked in a chroot there.  ``chown``: the owner of all members, None = as the archive says."""
 
     def __init__(self, fd: int, dest: bytes, chown: tuple[int, int] | None):
         self.fd = fd
@@ -48,42 +53,85 @@ class ArchiveAdder:
                 source, max_entries=source.max_entries, max_name=source.max_name
             ):
                 path = paths.clean(entry.name, clamp=True)
-                if not path or entry.type in (tar.CHAR, tar.BLOCK_DEVICE):
+                if not path or entry.type in (tar.CHAR, tar.BLOCK_DEVICE, tar.FIFO):
                     source.skip(entry.size + -entry.size % tar.BLOCK)
-                    continue  # the destination keeps its own mode; devices can't be made
-                parent, name = paths.split(path)
-                full = self._full(self._resolve(plan, parent), name)
+                    continue  # the destination keeps its own mode
+                full = self._place(plan, known, path)
                 self._parents(emitter, plan, known, paths.split(full)[0])
-                self._entry(emitter, source, entry, full, known)
+                if entry.type == tar.LINK:
+                    target = self._place(plan, known, paths.clean(entry.link, clamp=True))
+                    self._link_target(emitter, plan, full, target)
+                    self._entry(emitter, source, entry, full, known, target)
+                else:
+                    self._entry(emitter, source, entry, full, known)
 
     def _full(self, parent: bytes, name: bytes) -> bytes:
         return b"/".join(part for part in (self.dest, parent, name) if part)
 
-    def _resolve(self, plan: Plan, path: bytes) -> bytes:
+    def _place(self, plan: Plan, known: set[bytes], path: bytes) -> bytes:
+        """Where a member lands: the symlinks of its parents followed, its own name as it is."""
+
         def readlink(path: bytes) -> bytes | None:
             full = self._full(path, b"")
             if full in self._links:
                 return self._links[full]
-            return None if full in self._files else plan.readlink(full)
+            return None if full in self._files or full in known else plan.readlink(full)
 
-        return paths.resolve(readlink, path)
+        parent, name = paths.split(path)
+        return self._full(paths.resolve(readlink, parent), name)
+
+    def _link_target(self, emitter: Emitter, plan: Plan, full: bytes, target: bytes) -> None:
+        """A hard link's target is in the layer: a file of the base is taken into it, as link(2) on an overlay does."""
+        node = plan.nodes.get(target)
+        if target in self._files or (
+            node is not None and node.changed and node.kind != tar.DIRECTORY
+        ):
+            return
+        status = plan.below(target)
+        if status is None or not stat.S_ISREG(status.st_mode):
+            raise InvalidArgument(
+                f"/{os.fsdecode(full)}: a hard link to /{os.fsdecode(target)}, where neither the archive (yet) nor "
+                "the destination has a file"
+            )
+        uid, gid = plan.owners.of(status)
+        parent, name = paths.split(target)
+        directory = plan.base.open(parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            emitter.file(
+                target,
+                directory,
+                name,
+                status.st_mode & 0o7777,
+                uid,
+                gid,
+                status.st_mtime_ns,
+                status,
+                tree=True,
+            )
+        finally:
+            os.close(directory)
+        self._files.add(target)
 
     def _parents(self, emitter: Emitter, plan: Plan, known: set[bytes], path: bytes) -> None:
         """The directories above an entry that the layer lacks: as the base has them, or 0755."""
         if not path or path in known:
             return
         self._parents(emitter, plan, known, paths.split(path)[0])
-        if path in self._files:
+        node = plan.nodes.get(path)
+        status = plan.below(path) if node is None else None
+        if (
+            path in self._files
+            or (node is not None and node.kind != tar.DIRECTORY)
+            or (status is not None and not stat.S_ISDIR(status.st_mode))
+        ):
             raise InvalidArgument(
                 f"/{os.fsdecode(path)}: not a directory, and the archive has files below it"
             )
         known.add(path)
-        status = plan.below(path) if path not in plan.nodes else None
-        uid, gid = self.chown or (0, 0)
-        node = Node(tar.DIRECTORY, 0o755, uid, gid, plan.now_ns)
-        if path in plan.nodes:
-            node = plan.nodes[path]
-        elif status is not None and stat.S_ISDIR(status.st_mode):
+        if node is None and status is None:
+            node = Node(tar.DIRECTORY, 0o755, 0, 0, plan.now_ns)
+        elif node is None:
+            assert status is not None
             uid, gid = plan.owners.of(status)
             node = Node(tar.DIRECTORY, status.st_mode & 0o7777, uid, gid, status.st_mtime_ns)
         emitter.entry(path, tar.DIRECTORY, node.mode, node.uid, node.gid, node.mtime_ns)
@@ -95,6 +143,7 @@ class ArchiveAdder:
         entry: tar.Entry,
         full: bytes,
         known: set[bytes],
+        target: bytes = b"",
     ) -> None:
         uid, gid = self.chown or (entry.uid, entry.gid)
         xattrs = {
@@ -115,14 +164,7 @@ class ArchiveAdder:
             self._links[full] = entry.link
             emitter.symlink(full, entry.link, uid, gid, entry.mtime_ns)
         elif entry.type == tar.LINK:
-            target = self._full(paths.clean(entry.link, clamp=True), b"")
-            if target not in self._files:
-                raise InvalidArgument(
-                    f"/{os.fsdecode(full)}: a hard link to {entry.link!r}, which the archive doesn't have (yet)"
-                )
             emitter.entry(full, tar.LINK, entry.mode, uid, gid, entry.mtime_ns, link=target)
-        elif entry.type == tar.FIFO:
-            emitter.entry(full, tar.FIFO, entry.mode, uid, gid, entry.mtime_ns)
         else:
             self._data(emitter, source, entry, full, uid, gid, xattrs)
 

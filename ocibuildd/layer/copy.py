@@ -165,6 +165,12 @@ class _Copier:
             self.plan.put_directory(path, self._node(selector, found), overwrite=True)
         elif stat.S_ISREG(kind) or stat.S_ISLNK(kind) or stat.S_ISFIFO(kind):
             self.plan.put_file(path, self._node(selector, found))
+        elif stat.S_ISSOCK(kind) and not selector.source.owned:
+            # A client that sends its context makes empty files of sockets (BuildKit, testCopySocket).
+            uid, gid = self.chown or (0, 0)
+            mode = self.chmod(kind & 0o7777, False) if self.chmod else kind & 0o7777
+            node = Node(tar.REGULAR, mode, uid, gid, found.status.st_mtime_ns, group=self._group)
+            self.plan.put_file(path, node)
 
     def _node(self, selector: Selector, found: Found) -> Node:
         status = found[3]

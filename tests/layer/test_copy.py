@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import os
+import socket
 import tarfile
 from pathlib import Path
 
@@ -405,9 +406,51 @@ def test_unpack_can_be_refused_and_copy_never_unpacks(place):
 
 
 def test_chown_owns_all_of_an_archive(place):
+    members = ("d/", b"", {"type": b"5", "mode": 0o700}), *MEMBERS, ("l", b"", {"type": b"2", "linkname": "d"})
+    place.file("f.tar", archive(*members))
+    entries = place.pack("/new/", "f.tar", is_add=True, unpack=True, chown="3:4")[1]
+    assert sorted(entries) == [b"new/", b"new/d/", b"new/d/f", b"new/l"]
+    assert {(entry.uid, entry.gid) for entry in entries.values()} == {(3, 4)}
+
+
+def test_parents_that_an_archive_does_not_list_are_roots_whatever_chown_says(place):
     place.file("f.tar", archive(*MEMBERS))
     entries = place.pack("/", "f.tar", is_add=True, unpack=True, chown="3:4")[1]
-    assert {(entry.uid, entry.gid) for entry in entries.values()} == {(3, 4)}
+    assert (entries[b"d/"].uid, entries[b"d/"].gid, entries[b"d/"].mode) == (0, 0, 0o755)
+
+
+def test_an_archives_directory_replaces_a_symlink_of_the_destination(place):
+    (place.root / "x").mkdir()
+    (place.root / "x/d").symlink_to("/elsewhere")
+    place.file("f.tar", archive(("d", b"", {"type": b"5"}), ("d/f", b"x", {})))
+    assert place.names("/x", "f.tar", is_add=True, unpack=None, scratch=False) == ["x/", "x/d/", "x/d/f"]
+
+
+def test_an_archive_can_not_put_files_below_a_file(place):
+    place.file("x/d", root=True)
+    place.file("f.tar", archive(("d/f", b"x", {})))
+    with pytest.raises(InvalidArgument, match="/x/d: not a directory"):
+        place.pack("/x", "f.tar", is_add=True, unpack=None, scratch=False)
+
+
+def test_an_archives_hard_link_may_name_a_file_of_the_destination(place):
+    place.file("x/old", b"old bytes", 0o640, root=True)
+    place.file("f.tar", archive(("h", b"", {"type": b"1", "linkname": "old"})))
+    _, entries, data = place.pack("/x", "f.tar", is_add=True, unpack=None, scratch=False)
+    assert data[b"x/old"] == b"old bytes" and entries[b"x/old"].mode == 0o640
+    assert entries[b"x/h"].type == tar.LINK and entries[b"x/h"].link == b"x/old"
+
+
+def test_an_archives_fifos_and_devices_are_passed_over(place):
+    place.file("f.tar", archive(("p", b"", {"type": b"6"}), ("c", b"", {"type": b"3"}), ("f", b"x", {})))
+    assert place.names("/x", "f.tar", is_add=True, unpack=None) == ["x/", "x/f"]
+
+
+def test_a_socket_of_a_context_becomes_an_empty_file(place):
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(place.context / "s.sock"))
+        _, entries, data = place.pack("/x/", ".")
+    assert entries[b"x/s.sock"].type == tar.REGULAR and data[b"x/s.sock"] == b""
 
 
 def test_an_archives_symlinks_are_followed_below_the_destination(place):
