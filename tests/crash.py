@@ -242,9 +242,8 @@ def _live(state: Path, write: int, point: str, rounds: int, seed: int) -> None:
         os._exit(code)
 
 
-def prove(state: Path, ledger: Ledger, *, rebuilt: bool = False) -> None:
-    """Open what is left: clean, every promise kept.  Then the unsure is what it turns out to be.
-    rebuilt: the database was built again from the journal, which has no preimages."""
+def prove(state: Path, ledger: Ledger) -> None:
+    """Open what is left: clean, every promise kept.  Then the unsure is what it turns out to be."""
     with Store.open(state) as store:
         report = finish(checking(store))
         assert report.findings == [], report.findings
@@ -262,7 +261,7 @@ def prove(state: Path, ledger: Ledger, *, rebuilt: bool = False) -> None:
         for key, texts in ledger.records.items():
             record = store.records.get(key)
             assert record is not None, f"{key} is lost"
-            assert store.recovered.damage or rebuilt or store.records.preimage(key)
+            assert store.records.preimage(key), f"what explains {key} is lost"
             for layer, text in zip(store.layers.chain(record.chain), texts, strict=True):
                 assert layer.digest is not None
                 assert store.blobs.read(layer.digest).decode().startswith(text)

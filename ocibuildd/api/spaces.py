@@ -237,7 +237,7 @@ async def checked(served: Services, *, quick: bool) -> CheckReport:
     for start in range(0, len(digests), CHECK_BATCH):
         batch = [Digest(text) for text in digests[start : start + CHECK_BATCH]]
         for damaged in await in_thread(verify_blobs, served.store, batch):
-            add_damaged(report, damaged)
+            add_damaged(served.store, report, damaged)
     return report
 
 

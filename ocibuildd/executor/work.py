@@ -438,7 +438,7 @@ class StepExecutor:
     ) -> None:
         digest = Digest(packed["digest"])
         self._materials.lease.add(blobs=(digest,))
-        await asyncio.get_running_loop().run_in_executor(None, writer.seal, digest, packed["size"])
+        await in_thread(writer.seal, digest, packed["size"])
         hit("commit.after-seal")
         store = self._store
         with store.transaction():

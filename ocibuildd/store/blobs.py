@@ -294,11 +294,11 @@ class Blobs:
     def delete_unknown(self, digest: Digest) -> None:
         """Delete the blob's file if there is no row for it, nor a writer about to add one."""
         with self._placing:
-            if not self._wanted(digest):
+            if not self.wanted(digest):
                 with contextlib.suppress(FileNotFoundError):
                     self.file(digest).unlink()
 
-    def _wanted(self, digest: Digest) -> bool:
+    def wanted(self, digest: Digest) -> bool:
         """Is there a row for it, or a writer that has placed its file and is about to add one?"""
         if any(writer.sealed and writer.sealed[0] == digest for writer in list(self.writers)):
             return True
@@ -326,7 +326,7 @@ class Blobs:
         later.  False if the blob has come in again meanwhile and stays."""
         target = self._state / "trash" / f"blob-{digest.hex[:32]}-{time.time_ns()}"
         with self._placing:
-            if self._wanted(digest):
+            if self.wanted(digest):
                 return False
             hit("blob.before-trash")
             with contextlib.suppress(FileNotFoundError):
@@ -355,7 +355,7 @@ class Blobs:
         self.forget(digest)
         target = self._state / "quarantine" / f"{digest.hex}-{int(time.time())}"
         with self._placing:
-            if not self._wanted(digest):  # else another writer has put a whole one in its place already
+            if not self.wanted(digest):  # else another writer has put a whole one in its place already
                 with contextlib.suppress(OSError):
                     os.rename(self.file(digest), target)
 

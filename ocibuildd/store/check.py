@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -76,10 +76,7 @@ def checking(store: Store, *, hashes: bool = True) -> Generator[None, None, Chec
             Finding("database", "store.db", problem, "restart the daemon: it rebuilds the database", "loss")
         )
     yield
-    try:
-        graph = yield from surveying(store)
-    finally:
-        store.held.unwatch()
+    graph = yield from surveying(store)
     yield from _blobs(store, graph, report, hashes=hashes)
     yield from _trees(store, graph, report)
     yield from _rows(store, graph, report)
@@ -98,13 +95,13 @@ def _blobs(store: Store, graph: Graph, report: CheckReport, *, hashes: bool) -> 
             problem = store.blobs.verify(blob)
             yield
         if problem:
-            add_damaged(report, Verified(blob, problem))
+            add_damaged(store, report, Verified(blob, problem))
         report.blobs += 1
         report.bytes += size
     yield
     for algorithm in ("sha256", "sha512"):
         for number, name in enumerate(os.listdir(store.path / "blobs" / algorithm)):
-            if f"{algorithm}:{name}" not in graph.blobs and not _known(store, f"{algorithm}:{name}"):
+            if f"{algorithm}:{name}" not in graph.blobs and not _comes(store, f"{algorithm}:{name}"):
                 report.findings.append(
                     Finding("stray-file", f"blobs/{algorithm}/{name}", "no row knows it", "delete it", "none")
                 )
@@ -112,13 +109,26 @@ def _blobs(store: Store, graph: Graph, report: CheckReport, *, hashes: bool) -> 
                 yield
 
 
-def _known(store: Store, digest: str) -> bool:
-    """It came in while the check went on."""
-    return store.db.one("SELECT 1 FROM blobs WHERE digest = ?", (digest,)) is not None
+def _comes(store: Store, name: str) -> bool:
+    """It came in while the check went on, or is about to."""
+    try:
+        return store.blobs.wanted(Digest(name))
+    except ValueError:
+        return False
 
 
-def add_damaged(report: CheckReport, found: Verified) -> None:
-    """A blob that isn't what its digest says."""
+def _layer_gone(store: Store, chain: Iterable[int], graph: Graph) -> int:
+    """The first layer of a chain that isn't there, and didn't come while the check went on; 0 = none."""
+    for layer in chain:
+        if layer not in graph.layers and not store.layers.has(layer):
+            return layer
+    return 0
+
+
+def add_damaged(store: Store, report: CheckReport, found: Verified) -> None:
+    """A blob that isn't what its digest says, unless it was removed while the check went on."""
+    if not store.blobs.has(found.digest):
+        return
     report.findings.append(
         Finding("blob", found.digest, found.problem, "put it into quarantine: pulled or built again", "cache")
     )
@@ -143,33 +153,34 @@ def _trees(store: Store, graph: Graph, report: CheckReport) -> Generator[None, N
 def _rows(store: Store, graph: Graph, report: CheckReport) -> Generator[None, None, None]:
     report.layers, report.records, report.images = len(graph.layers), len(graph.records), len(graph.images)
     for layer, node in graph.layers.items():
-        if node.tree and node.tree not in graph.trees and not store.trees.busy(node.tree):
+        if (
+            node.tree and node.tree not in graph.trees and not store.trees.busy(node.tree)
+            and not store.trees.has(node.tree) and store.layers.has(layer)
+            and store.layers.get(layer).tree == node.tree
+        ):
             report.findings.append(
                 Finding("layer", str(layer), f"its tree {node.tree} is not known", "forget the tree")
             )
     yield
     for number, record in enumerate(graph.records):
-        missing = [layer for layer in record.chain if layer not in graph.layers]
-        if missing:
+        missing = _layer_gone(store, record.chain, graph)
+        if missing and store.records.get(record.key) is not None:
             report.findings.append(
-                Finding("record", record.key, f"names layer {missing[0]}, which is gone", "forget the record")
+                Finding("record", record.key, f"names layer {missing}, which is gone", "forget the record")
             )
         if number % SLICE == SLICE - 1:
             yield
     for number, image in enumerate(graph.images.values()):
-        missing = [layer for layer in image.chain if layer not in graph.layers]
-        harm: Literal["cache", "loss"] = "loss" if image.names else "cache"
-        if missing:
-            problem = f"names layer {missing[0]}, which is gone"
+        missing = _layer_gone(store, image.chain, graph)
+        lost = image.id not in graph.blobs and not _comes(store, image.id)
+        if (missing or lost) and store.images.get(image.id) is not None:
+            problem = f"names layer {missing}, which is gone" if missing else "its config is gone"
+            harm: Literal["cache", "loss"] = "loss" if image.names else "cache"
             report.findings.append(Finding("image", image.id, problem, "forget the image", harm))
-        elif image.id not in graph.blobs and not _known(store, image.id):
-            report.findings.append(
-                Finding("image", image.id, "its config is gone", "forget the image", harm)
-            )
         if number % SLICE == SLICE - 1:
             yield
     for name, image_id in store.db.all("SELECT name, image FROM names"):
-        if image_id not in graph.images and store.images.get(Digest(image_id)) is None:
+        if image_id not in graph.images and store.images.get(image_id) is None:
             report.findings.append(
                 Finding("name", name, f"names image {image_id[:19]}, which is gone", "forget it", "loss")
             )

@@ -155,17 +155,18 @@ class Database:
             cursor = self.connection.execute(sql, row)
         except sqlite3.Error as error:
             raise self._translated(error) from error
-        self._mirror(table, row)
+        self.mirror(table, row)
         return cursor.lastrowid or 0
 
     def delete(self, table: str, key: str | int) -> int:
         """Delete the row with this primary key (or ``key``, for records), in the journal too."""
         column = KEYS[table]
         touched = self.run(f"DELETE FROM {table} WHERE {column} = ?", (key,))
-        self._mirror("-" + table, (key,))
+        self.mirror("-" + table, (key,))
         return touched
 
-    def _mirror(self, what: str, row: Sequence[Any]) -> None:
+    def mirror(self, what: str, row: Sequence[Any]) -> None:
+        """A line for the journal, once what was written stands."""
         if self.journal is None:
             return
         self._lines.append(self.journal.line(what, row))

@@ -1,8 +1,9 @@
 """What the rows say, once more: a file of JSON lines that a damaged database is built again from.
 
-``["table", [column, …]]`` puts a row, ``["-table", [key]]`` takes one away; the first line is
-``["schema", [n]]``.  Appended after each commit and never synced: the database is the truth, this is the
-spare.  (Preimages, which only explain, are not in it.)  A line that a crash cut short is skipped when read.
+``["table", [column, …]]`` puts a row, ``["-table", [key]]`` takes one away; ``["preimages", [record's key, text,
+deflated in base64]]`` has one of the last two and goes with its record.  The first line is ``["schema", [n, bytes]]``:
+how long the file was when it was last rewritten.  Appended after each commit and never synced: the database is
+the truth, this is the spare.  A line that a crash cut short is skipped when read.
 """
 
 from __future__ import annotations
@@ -22,10 +23,12 @@ log = logging.getLogger(__name__)
 
 MAX_LINE = 4 << 20
 """A row is far smaller; a longer line is damage."""
+FIRST_LINE = 100
 REWRITE_SLICE = 500
 COMPACT_AT = 4 << 20
 """A journal smaller than this is never worth rewriting."""
-BYTES_PER_ROW = 2_000
+GROWN = 2
+"""It is rewritten once it is so many times as long as after the last time."""
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(tuple[str, list[Any]]).decode
@@ -41,8 +44,13 @@ class Journal:
         self._fresh: IO[bytes] | None = None
         self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         self.size = os.fstat(self.fd).st_size
+        self._rewritten = _length_in(os.pread(self.fd, FIRST_LINE, 0))
         if not self.size:
-            self.append(self.line("schema", (schema,)))
+            self.append(self._first(0))
+
+    def _first(self, length: int) -> bytes:
+        """The first line; as long for any length."""
+        return self.line("schema", (self.schema, f"{length:020}"))
 
     @staticmethod
     def line(what: str, row: Sequence[Any]) -> bytes:
@@ -68,11 +76,14 @@ class Journal:
         try:
             with open(fresh, "wb", opener=lambda p, f: os.open(p, f, 0o600)) as file:
                 self._fresh = file
-                file.write(self.line("schema", (self.schema,)))
+                file.write(self._first(0))
                 for number, (table, row) in enumerate(rows):
                     file.write(self.line(table, row))
                     if number % REWRITE_SLICE == REWRITE_SLICE - 1:
                         yield
+                self._rewritten = file.tell()
+                file.seek(0)
+                file.write(self._first(self._rewritten))
         finally:
             self._fresh = None
         hit("journal.before-rename")
@@ -82,14 +93,24 @@ class Journal:
         self.size = os.fstat(self.fd).st_size
         self._failed = False
 
-    def bloated(self, rows: int) -> bool:
-        """Is it mostly history?  ``rows``: how many stand."""
-        return self.size > COMPACT_AT and self.size > BYTES_PER_ROW * rows
+    @property
+    def bloated(self) -> bool:
+        """Is it mostly history?"""
+        return self.size > COMPACT_AT and self.size > GROWN * self._rewritten
 
     def close(self) -> None:
         """No more lines."""
         with contextlib.suppress(OSError):
             os.close(self.fd)
+
+
+def _length_in(start: bytes) -> int:
+    """What the first line says; 0 where it is another."""
+    try:
+        _, row = _decode(start.partition(b"\n")[0])
+        return int(row[1])
+    except (msgspec.DecodeError, msgspec.ValidationError, IndexError, TypeError, ValueError):
+        return 0
 
 
 def read(path: Path) -> Iterator[tuple[str, list[Any]]]:

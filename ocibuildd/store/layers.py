@@ -87,6 +87,9 @@ class Layers:
     def pending(self, layer: LayerId) -> bool:
         return layer in self._pending
 
+    def has(self, layer: LayerId) -> bool:
+        return layer in self._pending or self._db.one("SELECT 1 FROM layers WHERE id = ?", (layer,)) is not None
+
     def add(
         self, parent: LayerId, *, diff_id: Digest, digest: Digest | None, size: int, media_type: str,
         tar_size: int = 0, content: str = "", tree: str = "", standalone: bool = False,

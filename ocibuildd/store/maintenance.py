@@ -187,25 +187,19 @@ class Maintenance:
     async def explain(self, policies: Sequence[Policy] | None = None) -> Plan:
         """What ``collect`` would take now, and why."""
         async with self._collecting:
-            try:
-                graph = await drive(surveying(self.store))
-                return await drive(
-                    planning(
-                        graph, self.policies if policies is None else policies, now=time.time(),
-                        free=self.store.space.disk().free,
-                    )
+            graph = await drive(surveying(self.store))
+            return await drive(
+                planning(
+                    graph, self.policies if policies is None else policies, now=time.time(),
+                    free=self.store.space.disk().free,
                 )
-            finally:
-                self.store.held.unwatch()
+            )
 
     async def usage(self) -> Usage:
         """What ``df`` shows."""
         async with self._collecting:
-            try:
-                graph = await drive(surveying(self.store))
-                return await drive(reckoning(graph))
-            finally:
-                self.store.held.unwatch()
+            graph = await drive(surveying(self.store))
+            return await drive(reckoning(graph))
 
     async def admit(self, size: int = 0) -> Reservation:
         """Room for ``size`` bytes, collected if need be.  Raises NoSpace when there is nothing left that

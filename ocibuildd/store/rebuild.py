@@ -3,6 +3,7 @@ configs say which layers an image has."""
 
 from __future__ import annotations
 
+import base64
 import logging
 import os
 import sqlite3
@@ -18,6 +19,7 @@ from ..model.oci import MANIFEST_TYPES, MEDIA_MANIFEST, Manifest, decode_config,
 from . import journal
 from .db import Database
 from .layers import pack_chain, unpack_chain
+from .records import mirrored
 from .schema import KEYS, MIGRATIONS
 
 log = logging.getLogger(__name__)
@@ -42,18 +44,23 @@ def live_rows(db: Database) -> Iterator[tuple[str, Sequence[Any]]]:
             for row in rows:
                 yield table, row
             after = rows[-1][column]
+    after = 0
+    while rows := db.all(
+        "SELECT records.id, key, data FROM preimages JOIN records USING (id)"
+        f" WHERE records.id > ? ORDER BY records.id LIMIT {PAGE}",
+        (after,),
+    ):
+        for _, record, packed in rows:
+            yield "preimages", mirrored(record, packed)
+        after = rows[-1][0]
 
 
 def compacting(db: Database) -> Generator[None, None, None]:
     """Rewrite a journal that is mostly history, stepwise; write one where there is none."""
     if db.journal is None:
         return
-    row = db.one(
-        "SELECT (SELECT count(*) FROM records) + (SELECT count(*) FROM layers)"
-        " + (SELECT count(*) FROM blobs) + (SELECT count(*) FROM images)"
-    )
-    rows = row[0] if row else 0
-    if db.journal.bloated(rows) or (rows and db.journal.size < EMPTY):
+    new = db.journal.size < EMPTY and any(db.one(f"SELECT 1 FROM {table} LIMIT 1") for table in KEYS)
+    if new or db.journal.bloated:
         yield from db.journal.rewriting(live_rows(db))
 
 
@@ -73,7 +80,9 @@ def rebuild(state: Path, db: Database) -> int:
                     log.warning("journal: a row of %s is unusable: %s", table, error)
         top = max((int(row[0]) for row in rows["layers"].values()), default=0)
         db.run("UPDATE sqlite_sequence SET seq = max(seq, ?) WHERE name = 'layers'", (top,))
-        if not rows["images"]:
+        rows.clear()
+        _preimages(state / "journal.jsonl", db)
+        if db.one("SELECT 1 FROM images LIMIT 1") is None:
             count += _from_blobs(state, db)
     return count
 
@@ -91,6 +100,21 @@ def _replay(path: Path) -> dict[str, dict[Any, list[Any]]]:
         elif len(row) == width[table][0]:
             rows[table][row[width[table][1]]] = row
     return rows
+
+
+def _preimages(path: Path, db: Database) -> None:
+    """Those of the records that stand, in a second reading: they are large and many."""
+    for what, row in journal.read(path):
+        if what != "preimages" or len(row) != 3:
+            continue
+        record = db.one("SELECT id FROM records WHERE key = ?", (row[0],))
+        if record is None:
+            continue
+        try:
+            packed = row[1] or base64.b64decode(row[2])
+            db.run("INSERT OR REPLACE INTO preimages VALUES (?, ?)", (record[0], packed))
+        except (sqlite3.Error, ValueError, TypeError) as error:
+            log.warning("journal: a preimage is unusable: %s", error)
 
 
 def _widths() -> dict[str, tuple[int, int]]:

@@ -57,6 +57,11 @@ def _unpack(data: str | bytes) -> str:
     return zlib.decompress(data).decode("utf-8", "surrogateescape")
 
 
+def mirrored(key: str, packed: str | bytes) -> tuple[str, str, bytes]:
+    """A stored preimage as the journal's line has it."""
+    return (key, packed, b"") if isinstance(packed, str) else (key, "", packed)
+
+
 class Records:
     """Records by key."""
 
@@ -90,7 +95,9 @@ class Records:
                 ),
             )
             if record.preimage:
-                self._db.run("INSERT OR REPLACE INTO preimages VALUES (?, ?)", (row, _pack(record.preimage)))
+                packed = _pack(record.preimage)
+                self._db.run("INSERT OR REPLACE INTO preimages VALUES (?, ?)", (row, packed))
+                self._db.mirror("preimages", mirrored(record.key, packed))
         hit("record.after-row")
 
     def _note(self, record: Record) -> None:

@@ -23,10 +23,9 @@ Steps = Generator[None, None, None]
 def surveying(store: Store) -> Generator[None, None, Graph]:
     """Reads everything, yielding between pages; the caller lets the loop turn at each.
 
-    Begins to watch (``Held.watch``) before the first page: what is put or looked up from then on is in
-    ``held.recent_*`` and must be left alone by whoever acts on the graph.
+    Whoever acts on the graph begins to watch (``Held.watch``) before: what is put or looked up from then on
+    is in ``held.recent_*`` and must be left alone.
     """
-    store.held.watch()
     graph = Graph()
     yield from _sizes(store.db, "SELECT digest, size FROM blobs WHERE digest > ?", graph.blobs)
     yield from _sizes(store.db, "SELECT id, size FROM trees WHERE id > ?", graph.trees)

@@ -66,6 +66,7 @@ def collecting(
     """
     started = time.monotonic()
     now = time.time() if now is None else now
+    store.held.watch()
     try:
         graph = yield from surveying(store)
         decided = yield from planning(graph, policies, now=now, free=store.space.disk().free)

@@ -60,7 +60,7 @@ def test_a_kill_amid_the_rebuilding_of_the_database_loses_nothing(state: Path) -
     for count in range(1, 8):
         (state / "store.db").write_bytes(b"nonsense" * 1000)
         assert cut(state, ledger, point=f"db.before-commit:{count}", rounds=1)
-        prove(state, ledger, rebuilt=True)
+        prove(state, ledger)
 
 
 def kill_at_random(state: Path, count: int, seed: int) -> int:

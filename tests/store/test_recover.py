@@ -17,6 +17,7 @@ from ocibuildd.store.check import checking
 from ocibuildd.store.gc import finish
 
 LAYER = Digest.of(b"layer")
+PREIMAGE = "what its key was made of " * 100
 
 
 @pytest.fixture
@@ -25,7 +26,7 @@ def filled(state: Path) -> Path:
     with Store.open(state) as store:
         fill = Filler(store)
         layer = fill.layer("layer", tree=5)
-        fill.record("r", layer, selector="s")
+        fill.record("r", layer, selector="s", preimage=PREIMAGE)
         fill.image("i", layer, name="app", labels={"a": "b"})
         grip = store.cache_mounts.try_acquire("apt")
         assert grip is not None
@@ -41,6 +42,7 @@ def whole(store: Store) -> None:
     """All that ``filled`` put is there."""
     record = store.records.get("r")
     assert record is not None
+    assert store.records.preimage("r") == PREIMAGE
     assert store.layers.get(record.chain[0]).digest == LAYER
     assert store.blobs.read(LAYER) == b"layer"
     name = store.images.resolve("app")
@@ -241,6 +243,28 @@ def test_the_journal_is_rewritten_when_it_is_mostly_history(
     (state / "clean").unlink()
     with Store.open(state) as store:
         assert store.records.get("same") is None
+
+
+def test_a_rewritten_journal_keeps_what_explains_and_is_left_alone(
+    state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ocibuildd.store.journal.COMPACT_AT", 1_000)
+    texts = {f"r{number}": f"{number} {os.urandom(2_000).hex()}" for number in range(20)}
+    with Store.open(state) as store:
+        for key, text in texts.items():
+            Filler(store).record(key, preimage=text)
+        Filler(store).record("short", preimage="plain")
+    with Store.open(state):
+        pass
+    before = (state / "journal.jsonl").stat()
+    with Store.open(state):
+        pass
+    assert (state / "journal.jsonl").stat().st_ino == before.st_ino
+    damage_header(state / "store.db")
+    with Store.open(state) as store:
+        assert store.recovered.damage
+        assert {key: store.records.preimage(key) for key in texts} == texts
+        assert store.records.preimage("short") == "plain"
 
 
 def test_a_state_directory_that_is_no_directory_is_refused(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -402,3 +402,57 @@ def test_check_finds_and_repairs(store: Store, fill: Filler, harm: object, kinds
     assert repair(store, report) == len(report.findings)
     store.collect()
     assert sound(store)
+
+
+def comes(store: Store, fill: Filler, layer: int) -> None:
+    fresh = fill.layer("fresh", tree=1)
+    fill.record("fresh", fresh)
+    fill.image("fresh config", fresh, name="fresh")
+
+
+def goes(store: Store, fill: Filler, layer: int) -> None:
+    store.images.remove(store.images.names()[0].image)
+    store.collect(EVERYTHING)
+    empty_trash(store.path)
+
+
+def is_placed(store: Store, fill: Filler, layer: int) -> None:
+    writer = store.blobs.writer()
+    writer.write(b"placed")
+    writer.seal(Digest.of(b"placed"), 6)
+
+
+def is_unpacked_again(store: Store, fill: Filler, layer: int) -> None:
+    store.trees.trash(store.layers.get(layer).tree)
+    store.trees.forget(store.layers.get(layer).tree)
+    tree = store.trees.allocate()
+    (store.trees.path(tree) / "fs").mkdir(parents=True)
+    store.trees.commit(tree, 5)
+    store.layers.set_tree(layer, tree)
+
+
+@pytest.mark.parametrize("change", [comes, goes, is_placed, is_unpacked_again])
+@pytest.mark.parametrize("moment", range(12))
+def test_what_changes_while_a_check_goes_on_is_no_finding(
+    store: Store, fill: Filler, change: Callable[[Store, Filler, int], None], moment: int
+) -> None:
+    layer = fill.layer("layer", tree=5)
+    fill.record("r", layer)
+    fill.image("i", layer, name="app")
+    steps = checking(store)
+    for _ in range(moment):
+        next(steps)
+    change(store, fill, layer)
+    assert finish(steps).findings == []
+
+
+def test_a_check_during_a_collection_takes_nothing_from_what_it_watches(
+    store: Store, fill: Filler
+) -> None:
+    layer = fill.layer("layer", tree=5)
+    collection = collecting(store, EVERYTHING)
+    next(collection)
+    assert store.layers.find(Digest.of(b"layer"), 0) is not None  # somebody wants it from now on
+    assert sound(store)
+    finish(collection)
+    assert store.layers.get(layer).digest == Digest.of(b"layer")
