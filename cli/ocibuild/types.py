@@ -71,6 +71,7 @@ class BuildResult(TypedDict, total=False):
     id: str
     image: str
     digest: str
+    descriptor: dict[str, Any]
     names: list[str]
     seconds: float
     cached: int

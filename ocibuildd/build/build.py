@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from ..dockerfile import NamedContext
-from ..errors import BuildError, Cancelled, Denied, InvalidArgument
+from ..errors import BuildError, Cancelled, Denied
 from ..executor.contents import LocalContents
 from ..executor.git import Checkout, checkout
 from ..executor.image import ImagePuller
 from ..executor.run import Surroundings
 from ..executor.source import Directory, Downloads, HttpFile
 from ..executor.work import FailedRun, Materials, StepExecutor
+from ..export.options import flag, made_as
 from ..model.graph import GitSource, HttpSource, Plan
 from ..model.oci import Platform
 from ..model.request import BuildRequest
@@ -39,6 +40,7 @@ from .options import (
     build_name,
     check_entitlements,
     decode_secrets,
+    limit_warnings,
     located,
     of_system,
     parse_hosts,
@@ -228,7 +230,7 @@ class Build:
             # What is squashed later is no layer of the image.
             offer=None if self.request.squash else pushes.offer,
         )
-        watch.announce(context.filename, lowered.warnings)
+        watch.announce(context.filename, (*lowered.warnings, *limit_warnings(plan, self.request, self._site)))
         check_entitlements(plan, self.request, self._site.settings)
         agents = await self._agents()
         executor = self._executor(lowered, context, front, agents)
@@ -241,7 +243,7 @@ class Build:
         job = Job(
             f"{self.id}{prefix}", plan.vertices, executor, watch.event, self._hold(uses),
             release, limit=self.request.max_parallelism,
-            variant=variant(self._output(plan)), earlier=watch.earlier, imported=self._imported,
+            variant=variant(self._output(plan), plan.epoch), earlier=watch.earlier, imported=self._imported,
         )
         try:
             results = await self._site.solver.solve(job)
@@ -282,24 +284,17 @@ class Build:
         return hold
 
     def _output(self, plan: Plan) -> Output:
-        settings, attrs = self._site.settings, self._attrs()
-        compression = attrs.get("compression", settings.compression)
-        if compression in ("uncompressed", ""):
-            compression = "none"
-        if compression not in ("gzip", "zstd", "none"):
-            raise InvalidArgument(f"compression {compression!r}: gzip, zstd or none is wanted")
-        level = int(attrs.get("compression-level", settings.compression_level))
-        rewrite = attrs.get("rewrite-timestamp", str(plan.epoch is not None)).lower() in ("1", "true")
+        settings, outputs = self._site.settings, self.request.outputs
+        compression, level = made_as(outputs, settings.compression, settings.compression_level)
+        attrs = next((o.attrs for o in outputs if "rewrite-timestamp" in o.attrs), {})
+        rewrite = flag(attrs, "rewrite-timestamp", plan.epoch is not None)
         clamp = (plan.epoch or 0) if rewrite or self._clamps() else None
-        return {"compression": compression, "level": level, "clamp": clamp}  # type: ignore[typeddict-item]
+        return {"compression": compression, "level": level, "clamp": clamp}
 
     def _clamps(self) -> bool:
         """Is the build to be reproducible, times and all?"""
         wanted = self.request.reproducible
         return self._site.settings.reproducible if wanted is None else wanted
-
-    def _attrs(self) -> Mapping[str, str]:
-        return next((output.attrs for output in self.request.outputs if output.attrs), {})
 
     def _executor(
         self, lowered: Lowered, context: OpenContext, front: FrontEnd, agents: Mapping[str, str]
@@ -485,7 +480,8 @@ class Build:
             self._imported.keep()
         await self._export_caches(made)
         return {
-            "image": published.image, "digest": published.digest, "names": published.names,
+            "image": published.image, "digest": published.descriptor["digest"],
+            "descriptor": published.descriptor, "names": published.names,
             "outputs": published.outputs,
             "cached": sum(each.cached for each in made), "total": sum(each.total for each in made),
         }

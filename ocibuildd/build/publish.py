@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -14,25 +14,17 @@ import msgspec
 
 from ..errors import Denied, InvalidArgument
 from ..executor.image import name_of
-from ..export.annotations import Annotations, parse_annotations
-from ..export.image import (
-    EMPTY_GZIP,
-    EMPTY_LAYER,
-    OCI,
-    Entry,
-    MediaTypes,
-    index_bytes,
-    manifest_bytes,
-    types_for,
-)
+from ..export.image import EMPTY_GZIP, EMPTY_LAYER
 from ..export.layout import (
     Packaged,
     PackagedIndex,
+    descriptor_json,
     docker_archive,
     oci_layout,
     write_directory,
     write_tar,
 )
+from ..export.options import Shape, flag, made_as, shape_of, unused
 from ..model.digest import Digest
 from ..model.graph import Plan
 from ..model.reference import Reference
@@ -43,56 +35,42 @@ from ..store import Store
 from ..store.failpoints import hit
 from ..store.images import Image, StoredIndex
 from ..store.leases import Lease
-from .info import Peer
+from .info import Peer, Settings
 from .outcome import MadeImage
 from .progress import EventLog
-from .pushes import Pushable, Pushes, parse_names, push_names
+from .pushes import Pushes, destinations, parse_names, parse_references
+from .shapes import Formed, Former, Ready
 
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """image: config digest; digest: of the manifest, or the index of several platforms.
+    """image: config digest; descriptor: of the manifest, or the index of several platforms, as JSON has it.
 
     later: what nobody need wait for (the rows of intermediate images); to be called once."""
 
     image: str
-    digest: str
+    descriptor: dict[str, Any]
     names: list[str]
     outputs: list[dict[str, str]]
     later: Callable[[], None]
 
 
-@dataclass(frozen=True, slots=True)
-class Ready:
-    """One platform's image with its manifest."""
-
-    plan: Plan
-    final: MadeImage
-    images: Sequence[MadeImage]
-    manifest: bytes
-    types: MediaTypes
-
-    @property
-    def digest(self) -> Digest:
-        return Digest.of(self.manifest)
-
-
 @dataclass(slots=True)
 class _Order:
-    """What is to be published, as decided."""
+    """What is to be published, as decided.  formed: the image as this host keeps it."""
 
     build: str
-    ready: list[Ready]
+    formed: Formed
+    former: Former
     names: list[Reference]
-    index: bytes | None
     lease: Lease
     events: EventLog
     peer: Peer
     outputs: list[dict[str, str]] = field(default_factory=list)
 
     @property
-    def digest(self) -> Digest:
-        return Digest.of(self.index) if self.index is not None else self.ready[0].digest
+    def image(self) -> Digest:
+        return self.formed.ready[0].final.composed.id
 
 
 class PinnedBlobs:
@@ -127,15 +105,33 @@ class PinnedBlobs:
 class Publisher:
     """One for the daemon."""
 
-    def __init__(self, store: Store, nsd: Nsd, registry: Registry):
+    def __init__(self, store: Store, nsd: Nsd, registry: Registry, settings: Settings):
         self._store = store
         self._nsd = nsd
         self._registry = registry
+        self._settings = settings
+
+    def _shape(self, request: BuildRequest, output: OutputSpec | None) -> Shape:
+        own = self._settings.compression, self._settings.compression_level
+        return shape_of(
+            output, request.annotations, made_as(request.outputs, *own),
+            platforms=len(request.platforms),
+        )
 
     def pushes(self, request: BuildRequest, events: EventLog) -> Pushes:
-        """What the build pushes, if it pushes; to be closed.  Raises InvalidArgument."""
-        names = push_names(request, parse_names(request))
-        return Pushes(self._store, self._registry, names, request.auth, events)
+        """What the build pushes, if it pushes; to be closed.  Checks what all outputs ask for.
+
+        Raises InvalidArgument."""
+        shapes = [self._shape(request, output) for output in (*request.outputs, None)]
+        for output in request.outputs:
+            for name in unused(output):
+                events.append(
+                    "message", level="warning",
+                    text=f"output type={output.type}: attribute {name!r} is not known and not used",
+                )
+        early = not any(shape.compression for shape in shapes)
+        wanted = destinations(request, parse_names(request))
+        return Pushes(self._store, self._registry, wanted, request.auth, events, early=early)
 
     async def publish(
         self, build: str, request: BuildRequest,
@@ -144,45 +140,25 @@ class Publisher:
     ) -> Published:
         """Write rows, give names, write outputs, push.  Raises InvalidArgument, Denied and what
         registries and disks raise."""
-        order = self._order(build, request, made, lease, events, peer)
+        former = Former(self._store, self._nsd, lease, made)
+
+        async def form(output: OutputSpec | None) -> Formed:
+            return await former.form(self._shape(request, output))
+
+        outputs = request.outputs
+        kept = next((o for o in outputs if o.type in ("image", "registry")), None)
+        formed = await form(kept or (outputs[0] if outputs else None))
+        names = [*parse_names(request), *canonical_names(outputs, request.tags, formed.digest)]
+        order = _Order(build, formed, former, names, lease, events, peer)
         self._store_images(order, keep=wants_image(request))
-        for number, output in enumerate(request.outputs):
-            await self._output(order, number, output)
-        images = [Pushable(each.manifest, each.types, each.final.composed) for each in order.ready]
-        for name in await pushes.finish(images, order.index):
+        for number, output in enumerate(outputs):
+            await self._output(order, number, output, form)
+        for name in await pushes.finish(form):
             order.outputs.append({"type": "registry", "dest": name})
-        final = order.ready[0].final.composed
-        names = [name.familiar for name in order.names]
         return Published(
-            str(final.id), str(order.digest), names, order.outputs,
-            partial(self._store_intermediate, order),
+            str(order.image), described(formed), [name.familiar for name in order.names],
+            order.outputs, partial(self._store_intermediate, order),
         )
-
-    def _order(
-        self, build: str, request: BuildRequest,
-        made: Sequence[tuple[Plan, MadeImage, Sequence[MadeImage]]], lease: Lease, events: EventLog,
-        peer: Peer,
-    ) -> _Order:
-        attrs = next((output.attrs for output in request.outputs if output.attrs), {})
-        annotations = parse_annotations(request.annotations, attrs)
-        oci = attrs.get("oci-mediatypes", "true").lower() not in ("0", "false")
-        ready = []
-        for plan, final, images in made:
-            types = types_for([layer.compression for layer in final.composed.layers], oci=oci)
-            own = annotations.at("manifest", str(plan.platform))
-            manifest = manifest_bytes(final.composed, types, own)
-            ready.append(Ready(plan, final, images, manifest, types))
-        index = self._index(ready, annotations) if len(ready) > 1 else None
-        return _Order(build, ready, parse_names(request), index, lease, events, peer)
-
-    @staticmethod
-    def _index(ready: Sequence[Ready], annotations: Annotations) -> bytes:
-        entries = [
-            Entry(each.manifest, each.final.composed.platform, each.types.manifest,
-                  annotations.at("manifest-descriptor", str(each.plan.platform)))
-            for each in ready
-        ]
-        return index_bytes(entries, OCI, annotations.at("index"))
 
     # --- rows -----------------------------------------------------------------------------------
 
@@ -191,28 +167,29 @@ class Publisher:
         store = self._store
         rows: dict[Digest, Image] = {}
         blobs: list[bytes] = []
-        for ready in order.ready if keep else ():
+        formed = order.formed
+        for ready in formed.ready if keep else ():
             self._final(order, ready, rows, blobs)
-        if order.index is not None and keep:
-            blobs.append(order.index)
+        if formed.index is not None and keep:
+            blobs.append(formed.index)
         hit("publish.before-rows")
         order.lease.add(blobs=store.blobs.put_many(list(dict.fromkeys(blobs))))
         moved = [name for name in order.names if keep and not self._named(order, name)]
-        if not rows and not moved and order.index is None:
+        if not rows and not moved and formed.index is None:
             return
         with store.transaction():
             for row in rows.values():
                 store.images.put(row)
-            if order.index is not None and keep:
-                store.images.put_index(StoredIndex(Digest.of(order.index), OCI.index, tuple(
+            if formed.index is not None and keep:
+                store.images.put_index(StoredIndex(formed.digest, formed.index_type, tuple(
                     (each.digest, str(each.plan.platform), each.final.composed.id)
-                    for each in order.ready
+                    for each in formed.ready
                 )))
             for name in moved:
-                store.images.tag(name_of(name), order.ready[0].final.composed.id, order.digest)
+                store.images.tag(name_of(name), order.image, formed.digest)
 
     def _store_intermediate(self, order: _Order) -> None:
-        for ready in order.ready:
+        for ready in order.formed.ready:
             # The build's own image was written before, and somebody may have removed it by now.
             final = ready.final.composed.id
             others = [made for made in ready.images if made.composed.id != final]
@@ -242,8 +219,9 @@ class Publisher:
 
     def _named(self, order: _Order, name: Reference) -> bool:
         known = self._store.images.resolve(name_of(name))
-        final = order.ready[0].final.composed
-        return known is not None and known.image == final.id and known.target == order.digest
+        return (
+            known is not None and known.image == order.image and known.target == order.formed.digest
+        )
 
     def _base(self, plan: Plan, stage: int) -> Digest | None:
         found = next((each for each in plan.stages if each.index == stage), None)
@@ -266,9 +244,12 @@ class Publisher:
             blobs.append(EMPTY_GZIP)
         blobs += [composed.config, ready.manifest]
         row = self._row(order.build, ready.final, kind="image", parent=parent)
+        # What the manifest names beside the layers' own blobs: empty layers, layers compressed anew.
+        own_blobs = {layer.digest for layer in self._store.layers.chain(row.chain)}
+        others = dict.fromkeys(layer.digest for layer in composed.layers)
         rows[composed.id] = replace(
             row, manifest=ready.digest, media_type=ready.types.manifest,
-            blobs=(EMPTY_LAYER.digest,) if EMPTY_LAYER in composed.layers else (),
+            blobs=tuple(digest for digest in others if digest not in own_blobs),
         )
 
     def _row(self, build: str, made: MadeImage, *, kind: Any, parent: Digest | None) -> Image:
@@ -286,7 +267,10 @@ class Publisher:
 
     # --- outputs --------------------------------------------------------------------------------
 
-    async def _output(self, order: _Order, number: int, output: OutputSpec) -> None:
+    async def _output(
+        self, order: _Order, number: int, output: OutputSpec,
+        form: Callable[[OutputSpec], Awaitable[Formed]],
+    ) -> None:
         if output.type in ("image", "registry", "cacheonly"):
             return
         begun = time.monotonic()
@@ -294,9 +278,12 @@ class Publisher:
         order.events.append("vertex.started", vertex=vertex, name=f"exporting to {output.type}")
         path = self._destination(order, number, output)
         if output.type in ("oci", "docker"):
-            layers = {layer.digest for each in order.ready for layer in each.final.composed.layers}
-            with PinnedBlobs(self._store.blobs, layers - {EMPTY_LAYER.digest}) as blobs:
-                await in_thread(self._write_layout, order, output, path, blobs)
+            formed = await form(output)
+            layers = [layer for each in formed.ready for layer in each.final.composed.layers]
+            digests = {layer.digest for layer in layers if layer.data is None}
+            names = parse_references(output.attrs.get("name", "")) or order.names
+            with PinnedBlobs(self._store.blobs, digests) as blobs:
+                await in_thread(_write_layout, formed, output, names, path, blobs)
         else:
             await self._write_files(order, output, path)
         order.outputs.append({"type": output.type, "dest": output.dest})
@@ -312,42 +299,19 @@ class Publisher:
             raise InvalidArgument(f"output {output.dest}: an absolute path is wanted")
         return Path(output.dest)
 
-    def _write_layout(
-        self, order: _Order, output: OutputSpec, path: Path, blobs: BlobStore
-    ) -> None:
-        images = [
-            Packaged(each.manifest, each.types.manifest, each.final.composed.config,
-                     each.final.composed.layers, tuple(order.names) if order.index is None else (),
-                     each.final.composed.platform)
-            for each in order.ready
-        ]
-        indexes = [] if order.index is None else [
-            PackagedIndex(order.index, OCI.index, tuple(order.names))
-        ]
-        layout = oci_layout if output.type == "oci" else docker_archive
-        members = layout(images, indexes)
-        if output.attrs.get("tar", "true").lower() in ("0", "false") and output.dest not in ("", "-"):
-            write_directory(members, blobs, path)
-            return
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
-        try:
-            write_tar(members, blobs, fd)
-        finally:
-            os.close(fd)
-
     async def _write_files(self, order: _Order, output: OutputSpec, path: Path) -> None:
         """-o type=tar and type=local: the file system itself."""
         from ..executor.unpack import Unpacker
 
         trees = Unpacker(self._store, self._nsd)
-        for each in order.ready:
+        for each in order.formed.ready:
             lowers = await trees.ensure_trees(each.final.chain)
             if output.type == "tar" or output.dest in ("", "-"):
                 flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
                 await self._archive({"lowers": lowers}, path, flags)
                 continue
             target = path
-            if len(order.ready) > 1:
+            if flag(output.attrs, "platform-split", len(order.formed.ready) > 1):
                 target = path / str(each.plan.platform).replace("/", "_")
             target.mkdir(parents=True, exist_ok=True)
             flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
@@ -361,7 +325,56 @@ class Publisher:
             os.close(fd)
 
 
+def _write_layout(
+    formed: Formed, output: OutputSpec, names: Sequence[Reference], path: Path, blobs: BlobStore
+) -> None:
+    """An OCI layout or a docker archive, as a tar or (``tar=false``) as a directory."""
+    single = formed.index is None
+    images = [
+        Packaged(each.manifest, each.types.manifest, each.final.composed.config,
+                 each.final.composed.layers, tuple(names) if single else (),
+                 each.final.composed.platform, formed.annotations if single else {})
+        for each in formed.ready
+    ]
+    indexes = [] if formed.index is None else [
+        PackagedIndex(formed.index, formed.index_type, tuple(names), formed.annotations)
+    ]
+    layout = oci_layout if output.type == "oci" else docker_archive
+    members = layout(images, indexes)
+    if not flag(output.attrs, "tar", True) and output.dest not in ("", "-"):
+        write_directory(members, blobs, path)
+        return
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+    try:
+        write_tar(members, blobs, fd)
+    finally:
+        os.close(fd)
+
+
+def described(formed: Formed) -> dict[str, Any]:
+    """The descriptor that a build answers with; as BuildKit's, it names the config of a single platform."""
+    body = descriptor_json(formed.descriptor)
+    if formed.index is None:
+        config = str(formed.ready[0].final.composed.id)
+        body["annotations"] = {"config.digest": config, **body.get("annotations", {})}
+    return body
+
+
 def wants_image(request: BuildRequest) -> bool:
     """Is the image to stay here?  Not where only files or nothing was asked for, and no name given."""
-    kinds = {output.type for output in request.outputs}
-    return bool(request.tags) or not kinds or bool(kinds & {"image", "registry"})
+    kinds = {output.type for output in request.outputs if flag(output.attrs, "store", True)}
+    return bool(request.tags) or not request.outputs or bool(kinds & {"image", "registry"})
+
+
+def canonical_names(
+    outputs: Sequence[OutputSpec], tags: Sequence[str], digest: Digest
+) -> list[Reference]:
+    """Names by digest: of what is pushed without a tag, ``name-canonical``, ``dangling-name-prefix``."""
+    found: list[Reference] = []
+    for output in outputs:
+        name = output.attrs.get("name", "")
+        if flag(output.attrs, "push-by-digest") or flag(output.attrs, "name-canonical"):
+            found += parse_references(name or ",".join(tags))
+        elif not name and not tags:
+            found += parse_references(output.attrs.get("dangling-name-prefix", ""))
+    return list(dict.fromkeys(replace(each, tag=None, digest=digest) for each in found))

@@ -11,7 +11,7 @@ import json
 import os
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,9 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Packaged:
-    """An image to be packed.  names: whole references (with tags); platform: None = don't say."""
+    """An image to be packed.  names: whole references (with tags); platform: None = don't say.
+
+    annotations: of the descriptor in index.json."""
 
     manifest: bytes
     media_type: str
@@ -49,15 +51,17 @@ class Packaged:
     layers: tuple[LayerBlob, ...]
     names: tuple[Reference, ...] = ()
     platform: Platform | None = None
+    annotations: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class PackagedIndex:
-    """An index over images that are packed too."""
+    """An index over images that are packed too.  annotations: of the descriptor in index.json."""
 
     data: bytes
     media_type: str
     names: tuple[Reference, ...] = ()
+    annotations: Mapping[str, str] = field(default_factory=dict)
 
 
 def oci_layout(
@@ -70,14 +74,16 @@ def oci_layout(
     entries: list[Descriptor] = []
     for index in indexes:
         blobs.setdefault(Digest.of(index.data), _data(index.data))
-        entries += _named(index.data, index.media_type, index.names, None)
+        entries += _named(index.data, index.media_type, index.names, None, index.annotations)
     if not indexes:
         for image in images:
-            entries += _named(image.manifest, image.media_type, image.names, image.platform)
+            entries += _named(
+                image.manifest, image.media_type, image.names, image.platform, image.annotations
+            )
     top: dict[str, Any] = {
         "schemaVersion": 2,
         "mediaType": MEDIA_INDEX,
-        "manifests": [_descriptor_json(entry) for entry in entries],
+        "manifests": [descriptor_json(entry) for entry in entries],
     }
     if annotations:
         top["annotations"] = dict(sorted(annotations.items()))
@@ -144,18 +150,21 @@ def _at_path(digest: Digest, member: Member) -> Member:
 
 
 def _named(
-    data: bytes, media_type: str, names: Sequence[Reference], platform: Platform | None
-) -> list[Descriptor]:
+    data: bytes, media_type: str, names: Sequence[Reference], platform: Platform | None,
+    about: Mapping[str, str],
+) -> list[Descriptor]:  # fmt: skip
     annotations: list[dict[str, str]] = [
-        {IMAGE_NAME: str(name), REF_NAME: name.tag or "latest"} for name in names
-    ] or [{}]
+        {**about, IMAGE_NAME: str(name), REF_NAME: name.tag or str(name.digest or "latest")}
+        for name in names
+    ] or [dict(about)]
     return [
         Descriptor(media_type, Digest.of(data), len(data), annotations=each, platform=platform)
         for each in annotations
     ]
 
 
-def _descriptor_json(entry: Descriptor) -> dict[str, Any]:
+def descriptor_json(entry: Descriptor) -> dict[str, Any]:
+    """A descriptor as JSON has it."""
     body: dict[str, Any] = {
         "mediaType": entry.media_type, "digest": str(entry.digest), "size": entry.size,
     }  # fmt: skip

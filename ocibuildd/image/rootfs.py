@@ -25,10 +25,11 @@ from .spool import Source, spooled
 
 
 async def recompress(
-    store: Store, nsd: Nsd, source_fd: int, diff_id: Digest, compression: Compression = "gzip"
-) -> LayerBlob:
+    store: Store, nsd: Nsd, source_fd: int, diff_id: Digest,
+    compression: Compression = "gzip", level: int = -1,
+) -> LayerBlob:  # fmt: skip
     """The layer that ``source_fd`` holds from its start, as a blob of the store in that compression."""
-    output = Output(compression=compression, level=-1, clamp=None)
+    output = Output(compression=compression, level=level, clamp=None)
     own = os.open(f"/proc/self/fd/{source_fd}", os.O_RDONLY | os.O_CLOEXEC)
     try:
         with store.blobs.writer(trusted=True) as writer:

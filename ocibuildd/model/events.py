@@ -14,7 +14,8 @@ Each event is one JSON object on one line: ``{"n": <sequence, from 0>, "t": <sec
                     stage come in their order)
     warning         rule, message, line, end_line, url
     message         level (info | warning), text
-    build.done      image (config digest), digest (manifest digest), names, seconds, cached, total, outputs
+    build.done      image (config digest), digest (manifest digest), descriptor (of the manifest or index), names,
+                    seconds, cached, total, outputs
     build.failed    error {code, message, hint, details}, seconds
 
 ``vertex`` is a string that is unique in the build (the decimal index of the vertex, or a name such as

@@ -304,18 +304,27 @@ def _succeed(args: Args, build: str, result: dict[str, Any]) -> int:
     if args.metadata_file:
         import json
 
-        body = {
-            "containerimage.config.digest": image, "containerimage.digest": result.get("digest", ""),
-            "image.name": ",".join(result.get("names", [])),
-        }
-        found = {key: value for key, value in body.items() if value}
-        _write(args.metadata_file, json.dumps(found, indent=2) + "\n")
+        _write(args.metadata_file, json.dumps(_metadata(build, result), indent=2) + "\n")
     for index, output in enumerate(args.output):
         if _is_streamed(output):
             _fetch(build, index)
     if args.quiet and image:
         sys.stdout.write(image + "\n")
     return code
+
+
+def _metadata(build: str, result: dict[str, Any]) -> dict[str, Any]:
+    """What --metadata-file gets: buildx's keys."""
+    descriptor = result.get("descriptor") or {}
+    single = "config.digest" in descriptor.get("annotations", {})
+    body = {
+        "buildx.build.ref": f"ocibuildd/ocibuildd/{build}" if build else "",
+        "containerimage.config.digest": result.get("image", "") if single else "",
+        "containerimage.descriptor": descriptor,
+        "containerimage.digest": result.get("digest", ""),
+        "image.name": ",".join(result.get("names", [])),
+    }
+    return {key: value for key, value in body.items() if value}
 
 
 def _answer_call(args: Args, result: dict[str, Any]) -> int:
