@@ -14,7 +14,7 @@ from . import tar
 from .addtar import ArchiveAdder, is_archive
 from .emit import Emitter
 from .fingerprints import Fingerprints, key
-from .modes import parse_mode, parse_owner
+from .modes import parents_mode, parse_mode, parse_owner
 from .owners import Owners, read_xattrs
 from .paths import Root, clean, split
 from .plan import Node, Plan
@@ -77,7 +77,10 @@ class _Copier:
         epoch = spec.get("epoch")
         # Whole seconds: a fraction would say nothing and cost a pax header.
         now_ns = (int(time.time()) if epoch is None else epoch) * _GIGA
-        self.plan = Plan(Root(None) if spec["link"] else root, owners, self.chown or (0, 0), now_ns)
+        self.epoch_ns = None if epoch is None else now_ns
+        self.plan = Plan(
+            Root(None) if spec["link"] else root, owners, self.chown or (0, 0), now_ns, parents_mode(spec["chmod"])
+        )
         self.archives: list[ArchiveAdder] = []
         self.stamps: list[str] = []
         self._group = 0
@@ -130,7 +133,7 @@ class _Copier:
         dest = plan.resolve(self.dest)
         top = plan.make(dest)
         if match.files:
-            top.mtime_ns = match.status.st_mtime_ns
+            top.mtime_ns = self._time(match.status)
         prefix = dest + b"/" if dest else b""
         nodes = plan.nodes
         for found in match.files:
@@ -169,8 +172,12 @@ class _Copier:
             # A client that sends its context makes empty files of sockets (BuildKit, testCopySocket).
             uid, gid = self.chown or (0, 0)
             mode = self.chmod(kind & 0o7777, False) if self.chmod else kind & 0o7777
-            node = Node(tar.REGULAR, mode, uid, gid, found.status.st_mtime_ns, group=self._group)
+            node = Node(tar.REGULAR, mode, uid, gid, self._time(found.status), group=self._group)
             self.plan.put_file(path, node)
+
+    def _time(self, status: os.stat_result) -> int:
+        """With SOURCE_DATE_EPOCH all that is copied has that time (BuildKit: CopyInfo.CreatedTime)."""
+        return status.st_mtime_ns if self.epoch_ns is None else self.epoch_ns
 
     def _node(self, selector: Selector, found: Found) -> Node:
         status = found[3]
@@ -187,7 +194,7 @@ class _Copier:
             mode = 0o777
         elif self.chmod is not None:
             mode = self.chmod(mode, word == tar.DIRECTORY)
-        return Node(word, mode, uid, gid, status.st_mtime_ns, selector, found, self._group)
+        return Node(word, mode, uid, gid, self._time(status), selector, found, self._group)
 
     def _unpack(self, selector: Selector, match: Match) -> bool:
         """ADD's archives: a local file that is a tar (compressed or not) is unpacked, unless told otherwise."""
@@ -209,7 +216,7 @@ class _Copier:
             os.close(fd)
             return False
         dest = self.plan.resolve(self.dest)
-        self.plan.make(dest)
+        self.plan.make(dest, 0o755)  # whatever --chmod says, which is not for archives
         self.archives.append(ArchiveAdder(fd, dest, self.chown))
         return True
 

@@ -72,6 +72,11 @@ def _apply(mode: int, who: str, operator: str, permissions: str, is_directory: b
     return mode & ~clear | bits
 
 
+def parents_mode(text: str) -> int:
+    """Of directories that a copy makes on the way: an octal --chmod's permissions, else 0755 (BuildKit since 0.21)."""
+    return int(text, 8) & 0o777 if text and not text.strip("01234567") else 0o755
+
+
 def parse_owner(text: str, root: Root) -> tuple[int, int] | None:
     """``user[:group]`` as (uid, gid); None for "".
 

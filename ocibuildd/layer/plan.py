@@ -1,7 +1,8 @@
 """What a COPY, ADD or WORKDIR puts where: decided on names alone, before anything is written.
 
 The rules are those of BuildKit's copy: a directory's contents are merged into the destination; a file never replaces a
-directory nor a directory a file; directories that have to be made on the way are 0755; symlinks in the destination are
+directory nor a directory a file; directories that have to be made on the way are 0755, or what an octal --chmod says;
+symlinks in the destination are
 followed within its root.
 """
 
@@ -70,11 +71,14 @@ class Node:
 class Plan:
     """Nodes by path, over a base root (``Root(None)``: nothing is below)."""
 
-    def __init__(self, base: Root, owners: Owners, made: tuple[int, int], now_ns: int):
+    def __init__(
+        self, base: Root, owners: Owners, made: tuple[int, int], now_ns: int, mode: int = 0o755
+    ):
         self.base = base
         self.owners = owners
         self.made = made
         self.now_ns = now_ns
+        self.mode = mode
         self.nodes: dict[bytes, Node] = {}
 
     def resolve(self, path: bytes) -> bytes:
@@ -123,19 +127,20 @@ class Plan:
         status = self.below(path)
         return None if status is None else stat.S_ISDIR(status.st_mode)
 
-    def make(self, path: bytes, owner: tuple[int, int] | None = None) -> Node:
-        """See that a directory is there, with its parents; new ones are 0755 and ``owner``'s (default: ``made``)."""
+    def make(self, path: bytes, mode: int | None = None) -> Node:
+        """See that a directory is there, with its parents; new ones are ``made``'s and of this mode (default: the
+        plan's)."""
         node = self.nodes.get(path)
         if node is None:
             if path:
-                self.make(paths.split(path)[0], owner)
+                self.make(paths.split(path)[0], mode)
             status = self.below(path)
-            uid, gid = owner or self.made
+            uid, gid = self.made
             if status is None:
                 new = path != b""
                 node = Node(
                     tar.DIRECTORY,
-                    0o755,
+                    self.mode if mode is None else mode,
                     uid,
                     gid,
                     self.now_ns,

@@ -254,8 +254,15 @@ def test_parents_that_are_there_keep_their_metadata(place):
 
 def test_files_of_a_context_are_roots_and_keep_mode_and_time(place):
     place.file("f", mode=0o4711)
-    entry = place.pack("/", "f")[1][b"f"]
+    entry = place.pack("/", "f", epoch=None)[1][b"f"]
     assert (entry.uid, entry.gid, entry.mode, entry.mtime_ns) == (0, 0, 0o4711, MTIME)
+
+
+def test_with_an_epoch_everything_that_is_copied_has_its_time(place):
+    place.tree("dir/sub/f")
+    (place.context / "dir/l").symlink_to("sub")
+    entries = place.pack("/new/", "dir")[1]
+    assert {entry.mtime_ns for entry in entries.values()} == {EPOCH * 10**9} and len(entries) == 4
 
 
 def test_files_of_a_stage_keep_their_owner(place):
@@ -271,8 +278,15 @@ CHMOD = [("600", 0o600, 0o600), ("u=rwX,go=rX", 0o644, 0o755), ("a+x", 0o755, 0o
 def test_chmod_changes_files_and_directories_below(place, chmod, file, directory):
     place.tree("dir/sub/f")
     (place.context / "dir/sub").chmod(0o755)
-    entry = place.pack("/d/", "dir", chmod=chmod)[1]
+    (place.root / "d").mkdir(mode=0o755)
+    entry = place.pack("/d/", "dir", chmod=chmod, scratch=False)[1]
     assert (entry[b"d/sub/f"].mode, entry[b"d/sub/"].mode, entry[b"d/"].mode) == (file, directory, 0o755)
+
+
+@pytest.mark.parametrize(("chmod", "made"), [("", 0o755), ("640", 0o640), ("4777", 0o777), ("u=rwX,go=", 0o755)])
+def test_directories_made_on_the_way_take_an_octal_chmod(place, chmod, made):
+    entry = place.tree("f").pack("/new/sub/", "f", chmod=chmod)[1]
+    assert (entry[b"new/"].mode, entry[b"new/sub/"].mode) == (made, made)
 
 
 CHOWN = [("1", 1, 1), ("1:2", 1, 2), ("lp", 7, 9), ("lp:adm", 7, 4), ("3:adm", 3, 4), ("lp:", 7, 9)]
