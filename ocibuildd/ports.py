@@ -124,7 +124,7 @@ class CopySpec(TypedDict):
     mkdir: NotRequired[bool]
     """True: no sources; make ``dest`` and its missing parents (WORKDIR)."""
     epoch: NotRequired[int | None]
-    """mtime of what the instruction itself creates (directories, inline files); None = now."""
+    """mtime of all that the instruction makes or copies; None: now, and what is copied keeps its own."""
 
 
 class Checksum(TypedDict):

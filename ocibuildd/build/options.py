@@ -31,9 +31,11 @@ def build_name(request: BuildRequest) -> str:
     return os.path.basename(str(where).rstrip("/")) or str(where)
 
 
-def variant(output: Output) -> dict[str, Any]:
-    """The output options that change what a layer is (not how it is compressed)."""
-    return {} if output["clamp"] is None else {"clamp": output["clamp"]}
+def variant(output: Output, epoch: int | None = None) -> dict[str, Any]:
+    """The options that change what a layer is (not how it is compressed).  epoch: the time of what COPY copies."""
+    if output["clamp"] is not None:
+        return {"clamp": output["clamp"]}
+    return {} if epoch is None else {"epoch": epoch}
 
 
 def decode_secrets(request: BuildRequest) -> dict[str, bytes]:
