@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
 from ..model.graph import (
@@ -111,23 +111,27 @@ class Context:
     def expand(self, state: State, instruction: Instruction, lint: Linter) -> Callable[[str], str]:
         """Expansion of an instruction's words in its stage, warning of names that nobody set."""
 
-        def expand(word: str) -> str:
-            found = self.graph.expander.word(word, state.env)
-            if found.unmatched:
-                self.unset(state, instruction, list(found.unmatched), lint)
-            return found.text
-
-        return expand
+        return lambda word: self.expand_word(self.graph.expander, state, instruction, lint, word)
 
     def expand_body(self, state: State, instruction: Instruction, lint: Linter, body: str) -> str:
         """Expansion in a here-document: quotes mean nothing, the escape is the backslash."""
         expander = Expander("\\", skip_quotes=True, work=self.graph.expander.work)
-        found = expander.word(body, state.env)
+        return self.expand_word(expander, state, instruction, lint, body)
+
+    def expand_word(
+        self, expander: Expander, state: State, instruction: Instruction, lint: Linter, word: str
+    ) -> str:
+        """Expand one word; what had no value is told even where the expansion fails.  Raises Fault."""
+        try:
+            found = expander.word(word, state.env)
+        except Fault as fault:
+            self.unset(state, instruction, fault.unmatched, lint)
+            raise
         if found.unmatched:
-            self.unset(state, instruction, list(found.unmatched), lint)
+            self.unset(state, instruction, found.unmatched, lint)
         return found.text
 
-    def unset(self, state: State, instruction: Instruction, names: list[str], lint: Linter) -> None:
+    def unset(self, state: State, instruction: Instruction, names: Iterable[str], lint: Linter) -> None:
         declared = {pair.key for pair in state.build_args}
         for name in names:
             if name in declared or name in NOT_IN_ENV:

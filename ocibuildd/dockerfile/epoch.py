@@ -29,6 +29,7 @@ def settle_epoch(graph: Graph) -> int | None:
     A source that has to be asked (``epoch_source``) counts as ``options.epoch`` says, None = no epoch."""
     value = epoch_value(graph)
     if not value:
+        graph.build_args.pop(NAME, None)  # given as "": as if it were not
         return graph.options.epoch
     if _NUMBER.match(value):
         epoch: int | None = int(value)

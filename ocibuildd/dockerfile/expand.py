@@ -32,6 +32,11 @@ _NAME = re.compile(r"\w*")
 _PLAIN_NAME = re.compile(r"\$([0-9]+|[@*#?$!-]|[A-Za-z_]\w*|)")
 
 
+def _in_name(char: str) -> bool:
+    """``unicode.IsLetter``, ``unicode.IsDigit`` or "_"."""
+    return char.isalpha() or char.isdecimal() or char == "_"
+
+
 def _shown(text: str) -> str:
     return text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + "…"
 
@@ -155,6 +160,11 @@ class _Words:
         self.parts.append(text)
         self.inside = True
 
+    def forget(self) -> None:
+        """Lose the word so far: in BuildKit a word in ``${x:-word}`` is collected in the same buffer, so that
+        ``EXPOSE 80-${x:-90}`` is port 90."""
+        self.parts.clear()
+
     def close(self) -> None:
         word = "".join(self.parts)
         if word:
@@ -167,8 +177,8 @@ class _Scanner:
     """One pass over one word."""
 
     __slots__ = (
-        "depth", "end", "env", "how", "inner", "matched", "pos", "raw_escapes", "size", "split", "text",
-        "unmatched", "words",
+        "collected", "depth", "end", "env", "how", "inner", "matched", "pos", "raw_escapes", "size", "split",
+        "text", "unmatched", "words",
     )
 
     def __init__(self, how: Expander, text: str, env: Mapping[str, str], *, split: bool) -> None:
@@ -182,6 +192,7 @@ class _Scanner:
         self.words: list[str] = []
         self.matched: dict[str, None] = {}
         self.unmatched: dict[str, None] = {}
+        self.collected: _Words | None = None
         self.depth = 0
         self.size = 0
         self.inner = _run_of(how.escape, '"', "")
@@ -190,12 +201,15 @@ class _Scanner:
         try:
             return self.until("")
         except Fault as fault:
-            raise Fault(f"failed to process {quote(_shown(source))}: {fault.message}", mark=fault.mark) from None
+            outer = Fault(f"failed to process {quote(_shown(source))}: {fault.message}", mark=fault.mark)
+            outer.unmatched = tuple(self.unmatched)
+            raise outer from None
 
     def until(self, stop: str) -> str:
         """Read to the ``stop`` character (consumed), or to the end for ""."""
         out: list[str] = []
         words = _Words() if self.split and not stop else None
+        self.collected = words or self.collected
         chunk = _run_of(self.how.escape, "" if self.how.skip_quotes else "'\"", stop)
         text, quotes = self.text, not self.how.skip_quotes
         while self.pos < self.end:
@@ -288,8 +302,12 @@ class _Scanner:
             self.pos += 1
             return char
         found = _NAME.match(self.text, self.pos)
-        self.pos = found.end() if found else self.pos
-        return found[0] if found else ""
+        name = found[0] if found else ""
+        if not name.isascii():  # \w is more than letters and decimal digits
+            size = next((at for at, one in enumerate(name) if not _in_name(one)), len(name))
+            name = name[:size]
+        self.pos += len(name)
+        return name
 
     def lookup(self, name: str) -> str | None:
         value = self.env.get(name)
@@ -337,6 +355,8 @@ class _Scanner:
     def nested(self, stop: str, raw_escapes: bool, missing: str) -> str:
         before, self.raw_escapes = self.raw_escapes, raw_escapes
         size = self.size
+        if self.collected is not None:
+            self.collected.forget()
         try:
             return self.until(stop)
         except Fault:
@@ -354,6 +374,8 @@ class _Scanner:
             written += operator
         elif operator not in ("+", "-", "?", "#", "%"):
             raise Fault(f"unsupported modifier ({operator or '�'}) in substitution", mark="${" + name)
+        if null_is_unset and operator in ("#", "%"):
+            raise Fault(f"unsupported modifier ({written}) in substitution", mark="${" + name)
         # The flag of an outer pattern isn't inherited: each word says how it reads escapes.
         word = self.nested("}", operator in ("#", "%"), "'}'")
         value = self.lookup(name)

@@ -18,7 +18,10 @@ MAX_CANDIDATES = 1000
 
 
 class Fault(Exception):
-    """A message in BuildKit's words.  ``mark`` is what the caret shall point at."""
+    """A message in BuildKit's words.  ``mark`` is what the caret shall point at; unmatched: the names without
+    a value that an expansion met before it failed."""
+
+    unmatched: tuple[str, ...] = ()
 
     def __init__(self, message: str, location: Location | None = None, *, mark: str = "", hint: str = ""):
         super().__init__(message)

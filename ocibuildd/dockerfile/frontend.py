@@ -12,8 +12,8 @@ from ..model.oci import Platform
 from .epoch import epoch_source
 from .faults import Fault, Source, nearest
 from .instructions import Arg, Dockerfile, Stage
-from .lexer import MAX_BYTES, detect_syntax, lex
-from .lint import Linter, parse_checks
+from .lexer import MAX_BYTES, detect_check, detect_syntax, lex
+from .lint import Checks, Linter, parse_checks
 from .lint_text import lint_before, lint_continuations, lint_description, lint_stages
 from .lower import Known, Lowering, checks_of
 from .options import LowerOptions
@@ -146,13 +146,13 @@ def lint(data: bytes, options: LowerOptions, known: Known, *, filename: str = "D
         with _door(source):
             tree = lex(source.text)
             phase = "instructions"
-            given = options.build_args.get("BUILDKIT_DOCKERFILE_CHECK")
-            directive = next((item.value for item in tree.directives if item.name == "check"), "")
-            linter = Linter(parse_checks(given if given is not None else directive.partition(" ")[0]))
+            linter, broken = _linter(source, options)
             lint_continuations(tree, linter)
             stages, meta_args = _read_linted(tree, linter)
             dockerfile = Dockerfile(source, tree, stages, meta_args)
             phase = "convert"
+            if broken is not None:
+                raise broken
             lint_stages(stages, linter)
             lowering = Lowering(dockerfile, options, known, lint=linter, all_stages=not options.target)
             lowering.resolve()
@@ -163,6 +163,15 @@ def lint(data: bytes, options: LowerOptions, known: Known, *, filename: str = "D
     except DockerfileError as error:
         return Report(tuple(linter.warnings), error, phase, tree, dockerfile)
     return Report(tuple(linter.warnings), None, "", tree, dockerfile)
+
+
+def _linter(source: Source, options: LowerOptions) -> tuple[Linter, Fault | None]:
+    """The linter, and what is wrong with the options of the checks: there are none then."""
+    given = options.build_args.get("BUILDKIT_DOCKERFILE_CHECK")
+    try:
+        return Linter(parse_checks(given if given is not None else detect_check(source.text))), None
+    except Fault as fault:
+        return Linter(Checks(skip_all=True)), fault
 
 
 def _read_linted(tree: Tree, linter: Linter) -> tuple[tuple[Stage, ...], tuple[Arg, ...]]:

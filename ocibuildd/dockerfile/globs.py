@@ -131,7 +131,7 @@ def _template(replacement: str, whole: str) -> str:
     if "$" not in replacement:
         return replacement
     return _TEMPLATE.sub(
-        lambda found: "$" if found[0] == "$$" else whole if (found[1] or found[2]).strip("0") == "" else "",
+        lambda found: "$" if found[0] == "$$" else whole if (found[1] or found[2]) == "0" else "",
         replacement,
     )
 

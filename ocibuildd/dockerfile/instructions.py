@@ -202,7 +202,3 @@ class Dockerfile:
     @property
     def directives(self) -> tuple[Directive, ...]:
         return self.tree.directives
-
-    def directive(self, name: str) -> str:
-        """The value of a directive, or ""."""
-        return next((found.value for found in self.tree.directives if found.name == name), "")

@@ -18,6 +18,8 @@ MAX_BYTES = 4 << 20
 MAX_LINE = 65_536
 """Bytes of a physical line with its end (Go's bufio.MaxScanTokenSize)."""
 MAX_INSTRUCTIONS = 10_000
+MAX_DESCRIPTOR = 2**64 - 1
+"""What a here-document's larger descriptor counts as."""
 DIRECTIVES = ("syntax", "escape", "check")
 
 _DIRECTIVE = re.compile(r"([a-zA-Z][a-zA-Z0-9]*)[ \t\n\f\r]*=[ \t\n\f\r]*(.+?)[ \t\n\f\r]*\Z")
@@ -225,7 +227,8 @@ def parse_heredoc(word: str) -> Heredoc | None:
     if len(raw) != 1:
         raise Fault(f"internal lexing of heredoc produced inconsistent results: {found[3]}")
     quotes, raw_quotes = (text.count("'") + text.count('"') for text in (names[0], raw[0]))
-    descriptor = int(found[1]) if found[1] and len(found[1]) < 10 else 0
+    digits = found[1].lstrip("0")
+    descriptor = min(int(digits[:21] or "0"), MAX_DESCRIPTOR)
     return Heredoc(names[0], descriptor, quotes == raw_quotes, found[2] == "-")
 
 
@@ -251,22 +254,41 @@ def lex(text: str) -> Tree:
     return _Lexer(text).run()
 
 
+def _directive_at_top(key: str, text: str, comment: str) -> str | None:
+    reader = DirectiveReader(comment)
+    for line in text.split("\n", len(DIRECTIVES) + 1)[: len(DIRECTIVES) + 1]:
+        try:
+            directive = reader.take(line.removesuffix("\r"))
+        except Fault:
+            return None
+        if reader.done:
+            return None
+        if directive is not None and directive.name == key:
+            return directive.value
+    return None
+
+
+def _behind_shebang(text: str) -> str:
+    text = text.removeprefix("\ufeff")
+    return text.partition("\n")[2] if text.startswith("#!") else text
+
+
+def detect_check(text: str) -> str:
+    """The value of ``# check=``, "" for none.
+
+    It is not what the lexer takes for a directive: it begins in the first column, and a ``#!`` line may stand
+    before it."""
+    value = _directive_at_top("check", _behind_shebang(text), "#") or ""
+    return value.partition(" ")[0]
+
+
 def detect_syntax(text: str) -> tuple[str, str] | None:
     """The front end that a file asks for, (image, whole value): ``# syntax=``, ``// syntax=`` or JSON."""
-    text = text.removeprefix("\ufeff")
-    if text.startswith("#!"):
-        text = text.partition("\n")[2]
+    text = _behind_shebang(text)
     for comment in ("#", "//"):
-        reader = DirectiveReader(comment)
-        for line in text.split("\n", len(DIRECTIVES) + 1)[: len(DIRECTIVES) + 1]:
-            try:
-                directive = reader.take(line.rstrip("\r"))
-            except Fault:
-                break
-            if reader.done:
-                break
-            if directive is not None and directive.name == "syntax":
-                return directive.value.partition(" ")[0], directive.value
+        found = _directive_at_top("syntax", text, comment)
+        if found is not None:
+            return found.partition(" ")[0], found
     if text.lstrip().startswith("{"):
         try:
             value = json.loads(text)

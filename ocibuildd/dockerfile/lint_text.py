@@ -24,9 +24,9 @@ from .syntax import Node, Tree
 
 RESERVED = ("context", "scratch")
 _SECRET = re.compile(
-    r"(?i)(?:_|^)(?:apikey|auth|credential|credentials|key|password|pword|passwd|secret|token)(?:_|$)"
+    r"(?i)(?:_|^)(?:apikey|auth|credential|credentials|key|password|pword|passwd|secret|token)(?:_|\Z)"
 )
-_HARMLESS = re.compile(r"(?i)(?:_|^)(?:public|file|version)(?:_|$)")
+_HARMLESS = re.compile(r"(?i)(?:_|^)(?:public|file|version)(?:_|\Z)")
 
 
 def lint_continuations(tree: Tree, lint: Linter) -> None:

@@ -195,10 +195,7 @@ def lower_arg(context: Context, state: State, arg: Arg, lint: Linter) -> None:
         lint_secret("ARG", pair.key, arg.location, lint)
         value = graph.build_args.get(pair.key)
         if value is None and pair.value is not None:
-            found = graph.expander.word(pair.value, state.env)
-            if found.unmatched:
-                context.unset(state, arg, list(found.unmatched), lint)
-            value = found.text
+            value = context.expand_word(graph.expander, state, arg, lint, pair.value)
         elif value is None:
             value = graph.global_args.get(pair.key)
         if value is not None:

@@ -174,7 +174,7 @@ class _Sources:
         # With exceptions nothing can be said before the files are seen.
         if ignore is not None and not ignore.has_exceptions:
             path = clean(source)
-            hidden = ignore.hides_root() if path in (".", "/") else ignore.matches(path.removeprefix("/"))
+            hidden = ignore.hides_root() if path in (".", "/") else ignore.matches(path)
             if hidden:
                 verb = "Add" if isinstance(self.item, Add) else "Copy"
                 message = f"Attempting to {verb} file {quote(path)} that is excluded by .dockerignore"

@@ -9,7 +9,7 @@ from typing import Any
 from ..model.oci import Healthcheck
 from .faults import Fault, did_you_mean
 from .flags import Flags, Kind
-from .gotext import format_duration, parse_duration, parse_int, quote, trim
+from .gotext import format_duration, parse_bool, parse_duration, parse_int, quote, trim
 from .instructions import (
     Add,
     Arg,
@@ -49,7 +49,7 @@ MIN_INTERVAL = 1_000_000
 """Nanoseconds: the shortest interval of a health check."""
 
 _STAGE_NAME = re.compile(r"[a-z][a-z0-9\-_.]*\Z")
-_ONBUILD = re.compile(r"(?i)^\s*ONBUILD\s*")
+_ONBUILD = re.compile(r"(?i)^[\t\n\f\r ]*ONBUILD[\t\n\f\r ]*")
 
 
 def read_instruction(node: Node) -> Instruction:
@@ -290,6 +290,7 @@ def _command_line(node: Node) -> dict[str, Any]:
 
 def _run(node: Node) -> Run:
     flags = Flags(node.flags, _RUN_FLAGS)
+    devices = tuple(_device(device) for device in flags.many("device"))
     mounts = flags.many("mount")
     if len(mounts) > MAX_MOUNTS:
         raise Fault(f"{len(mounts):,} mounts, at most {MAX_MOUNTS} are taken")
@@ -302,23 +303,35 @@ def _run(node: Node) -> Run:
         raise Fault(did_you_mean(f"security {quote(security)} is not valid", security, SECURITIES), mark=security)
     return Run(
         **_base(node), **_command_line(node), mounts=mounts, network=network, security=security,
-        devices=tuple(_device(device) for device in flags.many("device")), flags=tuple(flags.used),
+        devices=devices, flags=tuple(flags.used),
     )  # fmt: skip
 
 
 def _device(value: str) -> str:
-    """``[name=]vendor.com/class=name[,required]``, checked; given back as written."""
+    """``[name=]vendor.com/class=name[,required[=bool]]``, checked; given back as written."""
     name = ""
-    for index, field in enumerate(csv_fields(value)):
+    try:
+        fields = csv_fields(value)
+    except Fault as fault:
+        raise Fault(f"failed to parse csv devices: {fault.message}", mark=value) from None
+    for field in fields:
         key, equals, rest = field.partition("=")
-        if key.lower() == "name" and equals:
+        key = key.lower()
+        if key == "required":
+            try:
+                parse_bool(rest if equals else "true")
+            except ValueError:
+                raise Fault(f"invalid value for {key}: {rest}", mark=field) from None
+        elif key == "name" and equals:
+            if name:
+                raise Fault(f"device name already set to {name}", mark=field)
             name = rest
-        elif index == 0 and "/" in key:
+        elif not name:
             name = field
-        elif key.lower() != "required":
-            raise Fault(f"unexpected key '{key}' in '{field}'", mark=field)
-    if not name:
-        raise Fault(f"invalid device {quote(value)}: a name is wanted", mark=value)
+        elif not equals:
+            raise Fault(f"invalid field '{field}' must be a key=value pair", mark=field)
+        else:
+            raise Fault(did_you_mean(f"unexpected key '{key}' in '{field}'", key, ("name", "required")), mark=field)
     return value
 
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from ..model.graph import Location
 from ..model.oci import Platform
 from .baseref import parse_named
-from .expand import Expander, Work
+from .expand import Expander, Expansion, Work
 from .faults import Fault, at, did_you_mean, nearest
-from .gotext import quote
+from .gotext import parse_int, quote
 from .instructions import ArgPair, Copy, Dockerfile, Instruction, Onbuild, Run, Stage
 from .lexer import lex
 from .lint import (
@@ -30,7 +29,14 @@ from .state import SCRATCH, Command, State
 MAX_STAGES = 2_000
 MAX_TRIGGERS = 1_000
 
-_INTEGER = re.compile(r"[+-]?[0-9]{1,9}\Z")
+
+
+def _index(text: str) -> int | None:
+    """A stage's index, where the text is one (``strconv.Atoi``)."""
+    try:
+        return parse_int(text, 10, 64)
+    except ValueError:
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +107,7 @@ class Graph:
             self.by_name[state.stage.stage_name.lower()] = state
 
     def _expand_base(self, stage: Stage, lint: Linter) -> tuple[str, dict[str, None]]:
-        found = self.expander.word(stage.base_name, self.global_args)
-        self._undeclared(found.unmatched, stage.location, lint)
+        found = self._expand(stage.base_name, stage, lint)
         if not found.text:
             raise Fault(
                 f"base name ({stage.base_name}) should not be blank", mark=stage.base_name,
@@ -111,8 +116,7 @@ class Graph:
         return found.text, dict(found.matched)
 
     def _expand_platform(self, stage: Stage, lint: Linter, used: dict[str, None]) -> Platform:
-        found = self.expander.word(stage.platform, self.global_args)
-        self._undeclared(found.unmatched, stage.location, lint)
+        found = self._expand(stage.platform, stage, lint)
         alone = list(found.matched) == ["TARGETPLATFORM"] and not found.unmatched
         if alone and found.text == self.global_args["TARGETPLATFORM"]:
             message = (
@@ -139,7 +143,17 @@ class Graph:
         used.update(found.matched)
         return platform
 
-    def _undeclared(self, unmatched: Mapping[str, None], location: Location, lint: Linter) -> None:
+    def _expand(self, word: str, stage: Stage, lint: Linter) -> Expansion:
+        """Expand a word of a FROM; names that no ARG declares are told even where it fails."""
+        try:
+            found = self.expander.word(word, self.global_args)
+        except Fault as fault:
+            self._undeclared(fault.unmatched, stage.location, lint)
+            raise
+        self._undeclared(found.unmatched, stage.location, lint)
+        return found
+
+    def _undeclared(self, unmatched: Iterable[str], location: Location, lint: Linter) -> None:
         for name in unmatched:
             if name in self.meta_args:
                 continue
@@ -171,8 +185,9 @@ class Graph:
         if not wanted:
             return self.states[-1]
         found = self.by_name.get(wanted.lower())
-        if found is None and _INTEGER.match(wanted) and 0 <= int(wanted) < len(self.states):
-            found = self.states[int(wanted)]
+        index = _index(wanted)
+        if found is None and index is not None and 0 <= index < len(self.states):
+            found = self.states[index]
         if found is None:
             message = f"target stage {quote(wanted)} could not be found"
             hint = f"the stages are: {', '.join(self.names()[:20])}"
@@ -219,8 +234,8 @@ class Graph:
                 "global scope as a workaround",
                 mark=f"--from={name}",
             )
-        if _INTEGER.match(name):
-            index = int(name)
+        index = _index(name)
+        if index is not None:
             if not 0 <= index < len(self.states):
                 raise Fault(f"invalid stage index {index}", mark=f"--from={name}")
             return self.states[index]

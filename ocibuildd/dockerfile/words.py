@@ -70,11 +70,15 @@ def _read_json(node: Node, rest: str, *, as_list: bool) -> None:
 
 
 def _read_health(node: Node, rest: str) -> None:
-    found = _WORD_END.search(rest)
-    kind = rest[: found.start()] if found else rest
+    """The type ends at a byte that is white space by itself, be it in the midst of a character."""
+    raw = rest.encode("utf-8", "surrogateescape").decode("latin-1")
+    found = _WORD_END.search(raw)
+    kind = raw[: found.start()] if found else raw
     if not kind:
         return
-    command = rest[len(kind) :].lstrip(SPACES)
+    kind, command = (
+        part.encode("latin-1").decode("utf-8", "surrogateescape") for part in (kind, raw[len(kind) :].lstrip(SPACES))
+    )
     _read_json(node, command, as_list=False)
     node.args = [kind, *node.args]
 

@@ -70,6 +70,10 @@ def test_a_base_of_another_platform_is_told(warnings: Warnings) -> None:
         (("f",), "COPY . /", []),
         (("*",), "COPY . /", [("CopyIgnoredFile", 2)]),
         (("f",), "COPY --from=b f /", []),
+        ((".*",), "COPY . /", []),
+        (("**/*",), "COPY / /", [("CopyIgnoredFile", 2)]),
+        (("f",), "COPY /f /", []),
+        (("**/f",), "COPY /f /", [("CopyIgnoredFile", 2)]),
     ],
 )
 def test_sources_that_are_ignored_are_told(
@@ -105,6 +109,46 @@ def test_findings_are_an_error_where_the_file_says_so(lower: Lower) -> None:
 def test_a_broken_check_directive_is_refused(lower: Lower, value: str) -> None:
     with pytest.raises(DockerfileError, match="failed to parse check option"):
         lower(f"# check={value}\nFROM a")
+
+
+@pytest.mark.parametrize(
+    ("head", "found"),
+    [
+        ("# check=skip=all\n", []),
+        ("#!/usr/bin/env docker\n# check=skip=all\n", []),
+        ("\ufeff#check = skip=all and so on\n", []),
+        ("# Check=skip=all\r\n", []),
+        (" # check=skip=all\n", ["JSONArgsRecommended"]),
+        ("# a comment\n# check=skip=all\n\n", ["JSONArgsRecommended"]),
+        ("\n# check=skip=all\n\n", ["JSONArgsRecommended"]),
+        ("// check=skip=all\n", []),
+    ],
+)
+def test_the_check_directive_is_found_where_buildkit_finds_it(head: str, found: list[str]) -> None:
+    report = front.lint(f"{head}FROM a\nCMD x\n".encode(), front.LowerOptions(), Images({}))
+    assert [warning.rule for warning in report.warnings] == found
+
+
+def test_broken_check_options_let_the_instructions_be_read() -> None:
+    report = front.lint(b"# check=what\nFROM a as b", front.LowerOptions(), Images({}))
+    assert (report.phase, report.warnings) == ("convert", ())
+    assert report.error is not None
+    assert 'invalid check option "what"' in report.error.message
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("FROM ${a:?}", [("InvalidDefaultArgInFrom", 1), ("UndefinedArgInFrom", 1)]),
+        ("FROM a\nENV x=$b${c?}", [("UndefinedVar", 2), ("UndefinedVar", 2)]),
+        ("FROM a\nARG x=${c?}", [("UndefinedVar", 2)]),
+        ("FROM a\nARG c\nUSER ${c?}", []),
+    ],
+)
+def test_names_without_a_value_are_told_where_the_build_fails_too(
+    warnings: Warnings, text: str, wanted: list[tuple[str, int]]
+) -> None:
+    assert sorted(warnings(text)) == [item for item in wanted if item[0] != "InvalidDefaultArgInFrom"]
 
 
 def test_a_plan_carries_the_warnings_with_rule_text_and_place(lower: Lower) -> None:

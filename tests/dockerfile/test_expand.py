@@ -8,6 +8,7 @@ import pytest
 
 from ocibuildd.dockerfile.expand import Expander, Work
 from ocibuildd.dockerfile.faults import Fault
+from ocibuildd.dockerfile.globs import Glob
 
 ENV = {"set": "value", "empty": "", "path": "/a/b.tar.gz", "x": "xyx", "words": "a  b"}
 
@@ -35,10 +36,16 @@ ENV = {"set": "value", "empty": "", "path": "/a/b.tar.gz", "x": "xyx", "words": 
         ("$set\\", "value"),
         ("$$set $! $0 $.", "set   $."),
         ("a\\b\"a\\b\"", "aba\\b"),
+        ("$set² $²", "value² $²"),
     ],
 )
 def test_a_word_expands(word: str, wanted: str) -> None:
     assert Expander().word(word, ENV).text == wanted
+
+
+def test_all_matches_are_replaced_by_a_template_as_in_go() -> None:
+    assert Glob("x").replace("xyx", "$0$00${1}-$$", everywhere=True) == "x-$yx-$"
+    assert Glob("x").replace("xyx", "$0", everywhere=False) == "$0yx"
 
 
 @pytest.mark.parametrize(
@@ -54,6 +61,10 @@ def test_a_word_expands(word: str, wanted: str) -> None:
         ("${set!x}", "unsupported modifier \\(!\\)"),
         ("${set/a}", "missing '/'"),
         ("${set#\\x}", "invalid escape"),
+        ("${set:#v}", "unsupported modifier \\(:#\\)"),
+        ("${set:%e}", "unsupported modifier \\(:%\\)"),
+        ("${set:/a/b}", "unsupported modifier \\(:/\\)"),
+        ("${unset:-${set:##v}}", "unsupported modifier \\(:#\\)"),
         ("'a", "matching single-quote"),
         ('"a', "matching double-quote"),
     ],
@@ -71,6 +82,26 @@ def test_used_names_are_told_apart() -> None:
     found = Expander().word("$set ${nope:-$neither} $set", ENV)
     assert list(found.matched) == ["set"]
     assert sorted(found.unmatched) == ["neither", "nope"]
+
+
+def test_what_had_no_value_is_known_of_a_failed_word_too() -> None:
+    with pytest.raises(Fault) as caught:
+        Expander().word("$one ${two:-$set} ${three?}", ENV)
+    assert sorted(caught.value.unmatched) == ["one", "three", "two"]
+
+
+@pytest.mark.parametrize(
+    ("word", "wanted"),
+    [
+        ("a$set", ["avalue"]),
+        ("a${set}b", ["avalueb"]),
+        ("a${unset:-b}c d", ["bc", "d"]),
+        ("a b${set+c}", ["a", "c"]),
+        ('a"b${unset-c}d" e', ["bcd", "e"]),
+    ],
+)
+def test_a_word_with_an_alternative_loses_what_stands_before_it_as_in_buildkit(word: str, wanted: list[str]) -> None:
+    assert Expander().expand(word, ENV).words == wanted
 
 
 def test_only_unquoted_results_split() -> None:

@@ -53,9 +53,9 @@ def build(data: bytes) -> str:
 def test_a_typical_file_takes_a_few_milliseconds() -> None:
     best = 1.0
     for _ in range(20):
-        started = time.perf_counter()
+        started = time.process_time()
         build(TYPICAL)
-        best = min(best, time.perf_counter() - started)
+        best = min(best, time.process_time() - started)
     assert best < 0.008
 
 
@@ -63,9 +63,9 @@ def test_many_stages_are_linear() -> None:
     def seconds(count: int) -> float:
         names = [b"alpine", *(b"s%d" % n for n in range(count))]
         data = b"".join(b"FROM %s AS s%d\nRUN echo %d\n" % (names[n], n, n) for n in range(count))
-        started = time.perf_counter()
+        started = time.process_time()
         assert build(data) == f"{count + 1} vertices"
-        return time.perf_counter() - started
+        return time.process_time() - started
 
     small = min(seconds(100) for _ in range(3))
     assert seconds(500) < 15 * small
@@ -100,9 +100,9 @@ HOSTILE = {
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_megabyte_is_answered_in_time(name: str) -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     build(HOSTILE[name])
-    assert time.perf_counter() - started < 4  # a second on a machine of its own
+    assert time.process_time() - started < 4  # a second on a machine of its own
 
 
 _WORDS = st.sampled_from(
