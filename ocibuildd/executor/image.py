@@ -201,8 +201,7 @@ class ImagePuller:
         what = f"image {reference.familiar}"
         document = parse_document(fetched.data, fetched.media_type, what)
         blobs = [fetched.data]
-        index: Index | None = None
-        manifest_of = fetched
+        index, manifest_of = None, fetched
         if isinstance(document, Index):
             index = document
             entry = choose(index, platform, what)
@@ -301,7 +300,9 @@ class ImagePuller:
             if image.index is not None and image.target is not None:
                 store.images.put_index(stored_index(store, image.target, image.index))
             if tag and image.reference is not None:
-                store.images.tag(name_of(image.reference), image.id, image.target)
+                reference = image.reference
+                store.images.tag(name_of(reference), image.id, image.target)
+                store.uploads.saw(reference.domain, reference.path, [image.target or image.digest])
 
 
 class _Pull:
@@ -374,7 +375,8 @@ class _Pull:
         self, descriptor: Descriptor, diff_id: Digest | None, *, mirrors: bool
     ) -> Unpacked | None:
         """Download one layer; with ``diff_id``, unpack it meanwhile."""
-        with self.store.blobs.writer(trusted=True) as writer:
+        room = await self.store.admit(descriptor.size)
+        with room, self.store.blobs.writer(trusted=True) as writer:
             feed: Feed[Unpacked] | None = None
             made: Unpacked | None = None
             try:

@@ -32,11 +32,15 @@ def familiar(name: str) -> str:
         return name
 
 
-def digest_name(name: Name) -> str:
-    """``repository@digest`` of what a name leads to, "" = it leads to nothing that can be pushed."""
+def digest_name(store: Store, name: Name) -> str:
+    """``repository@digest`` of what a name leads to, "" = no registry is known to have it there.
+
+    As Docker: an image that was built here has none until it is pushed."""
     if name.target is None:
         return ""
-    return f"{Reference.parse(name.name).familiar_name}@{name.target}"
+    reference = Reference.parse(name.name)
+    known = reference.digest or store.uploads.has(reference.domain, reference.path, name.target)
+    return f"{reference.familiar_name}@{name.target}" if known else ""
 
 
 def read_config(store: Store, image: Image) -> ImageConfig:
@@ -88,9 +92,9 @@ def _resolve(store: Store, reference: Reference) -> Name | None:
 # --- lists --------------------------------------------------------------------------------------
 
 
-def summarise(image: Image, names: Sequence[Name], shared: int = -1) -> Summary:
+def summarise(store: Store, image: Image, names: Sequence[Name], shared: int = -1) -> Summary:
     tags = [familiar(name.name) for name in names if "@" not in name.name]
-    digests = dict.fromkeys(digest_name(name) for name in names if name.target is not None)
+    digests = dict.fromkeys(text for name in names if (text := digest_name(store, name)))
     return Summary(
         image.id, str(image.parent or ""), tuple(sorted(tags)), tuple(digests), image.created,
         image.size, image.labels, image.kind == "intermediate", image.created_by, image.platform,
@@ -116,7 +120,7 @@ def list_images(
     keep = _Filter(store, chosen)
     found = []
     for image in store.images.all(None if everything else "image"):
-        summary = keep.names(summarise(image, by_image.get(str(image.id), ())))
+        summary = keep.names(summarise(store, image, by_image.get(str(image.id), ())))
         if keep.holds(summary):
             found.append(summary)
     return found
@@ -215,7 +219,7 @@ def inspect(store: Store, text: str) -> Details:
         for each in store.layers.chain(image.chain)
     )
     return Details(
-        summarise(image, names), config, raw, layers, manifest, str(image.manifest or ""),
+        summarise(store, image, names), config, raw, layers, manifest, str(image.manifest or ""),
         max((name.created for name in names), default=0.0),
     )  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import AsyncIterable, AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -14,6 +15,8 @@ from ..store.blobs import Writer, disk_error
 
 MAX_ARCHIVE = 256 << 30
 READ = 1 << 20
+ADMITTED = 16 << 20
+"""Bytes of a stream of unknown length that may come before the store is asked whether there is room."""
 Source = AsyncIterable[bytes] | int
 """A stream, or a descriptor of a regular file (read from its start; it stays the caller's)."""
 
@@ -24,16 +27,20 @@ async def spooled(store: Store, source: Source) -> AsyncIterator[Writer]:
 
     Raises NoSpace, TooLarge.
     """
-    with store.blobs.writer(trusted=True) as writer:
+    with contextlib.ExitStack() as rooms, store.blobs.writer(trusted=True) as writer:
         if isinstance(source, int):
+            rooms.enter_context(await store.admit(os.fstat(source).st_size))
             await in_thread(_copy, source, writer.fd)
         else:
-            size = 0
+            size = admitted = 0
             async for data in source:
                 size += len(data)
                 if size > MAX_ARCHIVE:
                     raise TooLarge(f"archive: more than {MAX_ARCHIVE:,} bytes")
                 _write(writer.fd, data)
+                if size - admitted >= ADMITTED:
+                    rooms.enter_context(await store.admit(size - admitted))
+                    admitted = size
         yield writer
 
 

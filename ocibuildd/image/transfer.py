@@ -72,6 +72,7 @@ class Puller:
         with self._store.leases.new(f"pull {reference.familiar}") as lease:
             await self._puller.fetch(image, lease=lease, auth=auth, emit=emit)
         target = image.target or image.digest
+        self._store.uploads.saw(reference.domain, reference.path, [target])
         same = before is not None and before.target == target and before.image == image.id
         return Pulled(reference.familiar, image.id, target, not same, image.warnings)
 
@@ -122,6 +123,7 @@ class Sender:
                     size = len(ready.data)
             finally:
                 await pusher.close()
+        self._store.uploads.saw(reference.domain, reference.path, [digest])
         return Pushed(reference.familiar, digest, size, reference.tag or "")
 
     async def push_all(

@@ -59,7 +59,7 @@ class Uploads:
     # --- distribution ---------------------------------------------------------------------------------
 
     def saw(self, registry: str, repository: str, digests: list[Digest]) -> None:
-        """That repository has these blobs (pushed, pulled from, or found by HEAD): one commit."""
+        """That repository has these blobs or manifests (pushed, pulled from, or found by HEAD): one commit."""
         now = time.time()
         with self._db.transaction():
             for digest in digests:
@@ -67,6 +67,14 @@ class Uploads:
                     "INSERT OR REPLACE INTO distribution VALUES (?, ?, ?, ?)",
                     (str(digest), registry, repository, now),
                 )
+
+    def has(self, registry: str, repository: str, digest: Digest) -> bool:
+        """Was it seen there?"""
+        found = self._db.one(
+            "SELECT 1 FROM distribution WHERE digest = ? AND registry = ? AND repository = ?",
+            (digest, registry, repository),
+        )
+        return found is not None
 
     def seen_in(self, registry: str, digest: Digest) -> list[str]:
         """Repositories of the registry that had the blob, latest first: hints, not facts."""
