@@ -54,8 +54,7 @@ class ResolvedImage:
     """What a reference means for a platform.
 
     reference: as asked for, normalised; None for an image named by its id.  digest: of the platform's manifest
-    (of the config, for an intermediate image without one).  id: config digest.  target: what the tag
-    leads to, the index where there is one.  local: it is in the store, with ``chain``.
+    (or of the config where there is none).  id: config digest.  target: what the tag leads to, the index if any.  local: it is in the store, with ``chain``.
     blobs: manifest, config and index as received, by digest.  warnings: for the person who asked.
     """
 
@@ -300,9 +299,9 @@ class ImagePuller:
             if image.index is not None and image.target is not None:
                 store.images.put_index(stored_index(store, image.target, image.index))
             if tag and image.reference is not None:
-                reference = image.reference
-                store.images.tag(name_of(reference), image.id, image.target)
-                store.uploads.saw(reference.domain, reference.path, [image.target or image.digest])
+                store.images.tag(name_of(image.reference), image.id, image.target)
+                own = image.reference.domain, image.reference.path
+                store.uploads.saw(*own, [image.target or image.digest])
 
 
 class _Pull:
