@@ -53,9 +53,10 @@ HEX = frozenset("0123456789abcdef")
 class ResolvedImage:
     """What a reference means for a platform.
 
-    reference: as asked for, normalised; None for an image named by its id.  digest: of the platform's manifest
-    (or of the config where there is none).  id: config digest.  target: what the tag leads to, the index if any.  local: it is in the store, with ``chain``.
-    blobs: manifest, config and index as received, by digest.  warnings: for the person who asked.
+    reference: as asked for, normalised; None for an image named by its id.  digest: of the platform's manifest (of
+    the config, if there is none).  id: config digest.  target: what the tag leads to, the index where there is
+    one.  local: it is in the store, with ``chain``.  blobs: manifest, config and index as received.
+    warnings: for the person who asked.
     """
 
     reference: Reference | None
