@@ -301,8 +301,7 @@ class ImagePuller:
                 store.images.put_index(stored_index(store, image.target, image.index))
             if tag and image.reference is not None:
                 store.images.tag(name_of(image.reference), image.id, image.target)
-                own = image.reference.domain, image.reference.path
-                store.uploads.saw(*own, [image.target or image.digest])
+                store.uploads.saw(image.reference.domain, image.reference.path, [image.target or image.digest])
 
 
 class _Pull:
