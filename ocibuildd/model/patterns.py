@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from functools import lru_cache
+from functools import lru_cache, partial
 
 MAX_PATTERN = 4096
 """Characters in one pattern."""
@@ -21,7 +21,11 @@ MAX_PATTERNS = 10_000
 """Patterns in one ignore file."""
 
 _SPECIAL = re.compile(r"[*?\[\\]")
-_END = r"(?:/|\Z)"
+_AT_OR_ABOVE = r"(?:/|\Z)"
+"""The end of a pattern that shall match a path, or a directory above it."""
+_EXACT = r"\Z"
+MAX_DIRECTORIES = 4096
+"""Of these directories at most an ``Ignore`` remembers what matched them."""
 
 
 class BadPattern(ValueError):
@@ -205,10 +209,10 @@ class _Machine:
         here = state & self.entries
         return state | here << 1 | here << 2 if here else state
 
-    def matches(self, path: str) -> bool:
+    def matches(self, path: str, *, above: bool) -> bool:
         state = self._close(1)
         for char in path:
-            if char == "/" and state & self.accept:
+            if above and char == "/" and state & self.accept:
                 return True
             keep = state & (self.loops | self.all | (0 if char == "/" else self.stars))
             state = self._close((state & self._mask(char)) << 1 | keep)
@@ -217,22 +221,23 @@ class _Machine:
         return bool(state & self.accept)
 
 
-def _compile(pattern: str) -> Callable[[str], object]:
-    """A test for "the pattern matches the path, or a directory above it"."""
+def _compile(pattern: str, *, above: bool) -> Callable[[str], object]:
+    """A test for "the pattern matches the path"; ``above``: or a directory above it."""
+    ending = _AT_OR_ABOVE if above else _EXACT
     if pattern == "**":
         return lambda _path: True
     head, tail = pattern[:-2], pattern[2:]
     if pattern.endswith("**") and not has_wildcard(head) and "\\" not in head:
         return lambda path: path.startswith(head)
     if pattern.startswith("**") and tail[0] != "/" and not has_wildcard(tail) and "\\" not in tail:
-        return re.compile(re.escape(tail) + _END).search
+        return re.compile(re.escape(tail) + ending, re.DOTALL).search
     parts = pattern.split("/")
     if "[" in pattern or any("**" in part and part != "**" for part in parts):
-        return _Machine(_tokens(pattern, trees=True)).matches
+        return partial(_Machine(_tokens(pattern, trees=True)).matches, above=above)
     text, index = "", 0
     while index < len(parts):
         if parts[index] != "**":
-            text += _segment(_tokens(parts[index], trees=False), "/" if index + 1 < len(parts) else _END)
+            text += _segment(_tokens(parts[index], trees=False), "/" if index + 1 < len(parts) else ending)
             index += 1
             continue
         while index < len(parts) and parts[index] == "**":
@@ -242,7 +247,7 @@ def _compile(pattern: str) -> Callable[[str], object]:
             break
         chunk = ""
         while index < len(parts) and parts[index] != "**":
-            end = "/" if index + 1 < len(parts) else _END
+            end = "/" if index + 1 < len(parts) else ending
             chunk += _segment(_tokens(parts[index], trees=False), end)
             index += 1
         text += f"(?>(?:[^/]*/)*?{chunk})"
@@ -277,37 +282,69 @@ def parse_ignore(text: str) -> tuple[str, ...]:
 class Ignore:
     """The patterns of an ignore file; paths are relative, slash-separated and clean.
 
+    Exceptions count as they do in BuildKit's walk from the top (patternmatcher's
+    ``MatchesUsingParentResults``): a pattern that wasn't asked about a directory, since it could change
+    nothing there, doesn't reach what is below: after ``a/b`` a ``!a`` shows nothing of ``a/b``.
+
     Raises BadPattern for a pattern that can't be read."""
 
-    __slots__ = ("_rules", "has_exceptions", "patterns")
+    __slots__ = ("_known", "_rules", "has_exceptions", "patterns")
 
     def __init__(self, patterns: Iterable[str]) -> None:
         self.patterns = tuple(patterns)
         self._rules: list[tuple[bool, str, Callable[[str], object]]] = []
-        for written in self.patterns:
-            pattern = clean(written.strip()) if written.strip() else ""
-            if not pattern:
-                continue
+        self._known: dict[str, tuple[bool, ...]] = {}
+        cleaned = [clean(written.strip()) for written in self.patterns if written.strip()]
+        self.has_exceptions = any(pattern[0] == "!" for pattern in cleaned)
+        for pattern in cleaned:
             negated = pattern[0] == "!"
             if negated:
                 pattern = pattern[1:]
                 if not pattern:
                     raise BadPattern('illegal exclusion pattern: "!"')
             check(pattern)
-            self._rules.append((negated, pattern, _compile(pattern)))
-        self.has_exceptions = any(negated for negated, _, _ in self._rules)
+            self._rules.append((negated, pattern, _compile(pattern, above=not self.has_exceptions)))
 
     def __bool__(self) -> bool:
         return bool(self._rules)
 
     def why(self, path: str) -> str | None:
         """The pattern that hides ``path`` (as it decides, the last one), or None when none does."""
+        if self.has_exceptions:
+            return self._decide(path, self._above(path))[0]
         reason: str | None = None
-        for negated, pattern, test in self._rules:
-            # Only a "!" can change a hidden path, only a plain pattern a visible one.
-            if negated is (reason is not None) and test(path):
-                reason = None if negated else pattern
+        for _, pattern, test in self._rules:
+            if reason is None and test(path):
+                reason = pattern
         return reason
+
+    def _above(self, path: str) -> tuple[bool, ...]:
+        """Which patterns match the directory that ``path`` is in, found from the top down."""
+        matched: tuple[bool, ...] = (False,) * len(self._rules)
+        slash = path.find("/")
+        while slash >= 0:
+            directory = path[:slash]
+            known = self._known.get(directory)
+            if known is None:
+                known = self._decide(directory, matched)[1]
+                if len(self._known) >= MAX_DIRECTORIES:
+                    self._known.clear()
+                self._known[directory] = known
+            matched = known
+            slash = path.find("/", slash + 1)
+        return matched
+
+    def _decide(self, path: str, above: tuple[bool, ...]) -> tuple[str | None, tuple[bool, ...]]:
+        """(the pattern that hides the path, which patterns match it)."""
+        reason: str | None = None
+        matched: list[bool] = []
+        for (negated, pattern, test), before in zip(self._rules, above, strict=True):
+            # Only a "!" can change a hidden path, only a plain pattern a visible one.
+            match = before or (negated is (reason is not None) and bool(test(path)))
+            matched.append(match)
+            if match:
+                reason = None if negated else pattern
+        return reason, tuple(matched)
 
     def matches(self, path: str) -> bool:
         """Whether ``path`` is ignored."""

@@ -130,12 +130,12 @@ def test_undecodable_bytes_become_replacement_characters_when_expanded() -> None
     ],
 )
 def test_hostile_words_answer_quickly(word: str) -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     try:
         Expander(work=Work()).word(word, {"v": "a" * 5000})
     except Fault:
         pass
-    assert time.perf_counter() - started < 2.5
+    assert time.process_time() - started < 2.5
 
 
 def test_what_a_word_expands_to_is_bounded() -> None:
