@@ -27,6 +27,7 @@ file system.  Owners in trees are "container id + ``Capabilities.shift``" (1 in 
     unpack       {path, limits} → {files, bytes, skipped}              fds: input     (a tar as plain files)
     recompress   {output, expect_diff_id, limits} → Packed             fds: input (file), blob
     remove       {paths} → {files, bytes}
+    measure      {paths} → {sizes}                             (bytes on the disk)
     git          {…} → {commit, …}                                     (clones inside a sandbox)
 
 ``Limits`` are {bytes, entries, name, ratio}; 0 = the module's own constant.
@@ -179,7 +180,8 @@ class RunSpec(TypedDict):
 
     tree: the tree id whose ``fs`` is the upper directory (made by the job), or "" for a throw-away one.
     user: "", "name", "uid", "name:group" … resolved in the image's own passwd and group files.
-    limits: memory, pids, cpu_quota, cpu_period, cpuset_cpus, upper_bytes, fsize, nofile, timeout (seconds);
+    limits: memory, memory_swap, pids, cpu_quota, cpu_period, cpu_shares, cpuset_cpus, cpuset_mems (a bit for each),
+    upper_bytes, fsize, nofile, shm_size, timeout (seconds);
     0 or absent = none.  hosts: [[name, address], …].  dns: {servers, search, options}.
     """
 
@@ -238,6 +240,8 @@ class Capabilities:
     id_count: int
     proc: Literal["new", "bind", "none"] = "new"
     cgroup: Literal["v2", "none"] = "none"
+    controllers: tuple[str, ...] = ()
+    """Of ``cgroup``: those that steps are under; limits of the others don't hold."""
     requirements: tuple[Requirement, ...] = field(default=())
 
 

@@ -7,16 +7,19 @@ import binascii
 import errno
 import os
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import BuildError, Denied, InvalidArgument, Unavailable, Unsupported
 from ..model.graph import Plan, Run, Vertex
 from ..model.request import BuildRequest
 from ..ports import Output
-from ..sandbox.cgroup import cpu_mask
+from ..sandbox.cgroup import mask_of, unenforced
 from ..store.blobs import disk_error
 from .context import OpenContext
 from .info import Settings
+
+if TYPE_CHECKING:
+    from .build import Site
 
 SOURCE_LINES = 3
 """Lines of the Dockerfile shown before and after the one that failed."""
@@ -78,12 +81,20 @@ def step_limits(request: BuildRequest, settings: Settings) -> dict[str, int]:
         elif value:
             ceiling = limits.get(name) or value
             limits[name] = min(value, ceiling)
-    if asked.cpuset_cpus:
-        try:
-            limits["cpuset_cpus"] = cpu_mask(asked.cpuset_cpus)
-        except ValueError as error:
-            raise InvalidArgument(f"cpuset-cpus: {error}") from None
+    for name, text in (("cpuset_cpus", asked.cpuset_cpus), ("cpuset_mems", asked.cpuset_mems)):
+        if text:
+            try:
+                limits[name] = mask_of(text)
+            except ValueError as error:
+                raise InvalidArgument(f"{name.replace('_', '-')}: {error}") from None
     return limits
+
+
+def limit_warnings(plan: Plan, request: BuildRequest, site: Site) -> list[str]:
+    """Limits that this host can't hold the plan's steps to, for the build's log."""
+    if not any(isinstance(vertex.op, Run) for vertex in plan.vertices):
+        return []
+    return unenforced(step_limits(request, site.settings), site.nsd.capabilities.controllers)
 
 
 def check_entitlements(plan: Plan, request: BuildRequest, settings: Settings) -> None:

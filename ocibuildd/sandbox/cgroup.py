@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -80,7 +80,7 @@ def _io(text: str) -> tuple[int, int]:
 
 
 def settings(limits: Mapping[str, int]) -> list[tuple[str, str, str]]:
-    """(controller, file, value) for RunSpec's limits (cpuset_cpus: a bit for each CPU); 0 and what is
+    """(controller, file, value) for RunSpec's limits (cpuset_cpus, cpuset_mems: a bit for each); 0 and what is
     absent set nothing."""
     result: list[tuple[str, str, str]] = []
     if memory := limits.get("memory", 0):
@@ -101,22 +101,39 @@ def settings(limits: Mapping[str, int]) -> list[tuple[str, str, str]]:
         # 2…262144 to 1…10000, as runc converts them
         shares = min(max(shares, 2), 262144)
         result.append(("cpu", "cpu.weight", str(1 + (shares - 2) * 9999 // 262142)))
-    if mask := limits.get("cpuset_cpus", 0):
-        cpus = [str(cpu) for cpu in range(mask.bit_length()) if mask >> cpu & 1]
-        result.append(("cpuset", "cpuset.cpus", ",".join(cpus)))
+    for name, file in (("cpuset_cpus", "cpuset.cpus"), ("cpuset_mems", "cpuset.mems")):
+        if mask := limits.get(name, 0):
+            numbers = [str(number) for number in range(mask.bit_length()) if mask >> number & 1]
+            result.append(("cpuset", file, ",".join(numbers)))
     return result
 
 
-def cpu_mask(text: str) -> int:
-    """Docker's list of CPUs ("0-2,5") as RunSpec has it: a bit for each.  Raises ValueError."""
+def unenforced(limits: Mapping[str, int], controllers: Collection[str]) -> list[str]:
+    """Of RunSpec's limits those that don't hold with these controllers, as a build's user is to be told.
+
+    The number of processes is not among them: without a controller a resource limit bounds it."""
+    lacking = {controller for controller, _, _ in settings(limits)} - {*controllers, "pids"}
+    flags = {
+        "memory": "--memory and --memory-swap", "cpu": "--cpu-quota and --cpu-shares",
+        "cpuset": "--cpuset-cpus and --cpuset-mems",
+    }
+    return [
+        f"{flags[controller]}: not enforced, no {controller} controller is delegated to the daemon"
+        " (`ocibuild doctor` tells how to mend it)"
+        for controller in CONTROLLERS if controller in lacking
+    ]
+
+
+def mask_of(text: str) -> int:
+    """Docker's list of CPUs or memory nodes ("0-2,5") as RunSpec has it: a bit for each.  Raises ValueError."""
     if not _CPUS.match(text):
-        raise ValueError(f"CPU list {text[:100]!r}: expected numbers and ranges, such as 0-2,5")
+        raise ValueError(f"list {text[:100]!r}: expected numbers and ranges, such as 0-2,5")
     mask = 0
     for part in text.split(","):
         first, _, last = part.partition("-")
         low, high = int(first), int(last or first)
         if high < low or high >= MAX_CPUS:
-            raise ValueError(f"CPU list {text[:100]!r}: {part} is not within 0-{MAX_CPUS - 1}")
+            raise ValueError(f"list {text[:100]!r}: {part} is not within 0-{MAX_CPUS - 1}")
         mask |= (1 << (high + 1)) - (1 << low)
     return mask
 

@@ -352,5 +352,6 @@ def _capabilities(ready: Mapping[str, Any], host: Mapping[str, Any]) -> Capabili
     return Capabilities(
         ids=ready["ids"], overlay=ready["overlay"], network=ready["network"]["mode"],
         shift=ready["shift"], id_count=ready["count"], proc=ready["proc"], cgroup=ready["cgroup"],
+        controllers=tuple(ready["controllers"]),
         requirements=probe.requirements(host, ready),
     )

@@ -31,6 +31,8 @@ PRIVATE = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC
 
 
 _base = b""
+_old = False
+"""This kernel's overlayfs knows no ``lowerdir+`` (and says so in the kernel's log at each attempt)."""
 
 
 def work_in(directory: bytes) -> None:
@@ -51,12 +53,15 @@ def overlay(
     syncs trees itself).  ``userxattr`` always: without it removing a lower directory gives EIO in a user
     namespace.  Raises Unsupported for too many layers, OSError with the kernel's own words.
     """
+    global _old
     if len(lowers) > MAX_LOWERS or not lowers:
         raise Unsupported(f"overlay of {len(lowers)} layers: 1 to {MAX_LOWERS} are possible")
     names = [path.removeprefix(_base) for path in reversed(lowers)]
     upper, work = upper.removeprefix(_base), work.removeprefix(_base)
     if not upper:
         attributes |= MOUNT_ATTR_RDONLY
+    if _old:
+        return overlay_by_options(names, upper, work, attributes)
     fd = syscalls.fsopen("overlay")
     try:
         for name in names:
@@ -74,9 +79,11 @@ def overlay(
         if error.errno != errno.EINVAL:
             raise failed from None
         try:  # an older kernel knows no ``lowerdir+``, and may not say so
-            return overlay_by_options(names, upper, work, attributes)
+            mount = overlay_by_options(names, upper, work, attributes)
         except OSError:
             raise failed from None
+        _old = True
+        return mount
     finally:
         os.close(fd)
 

@@ -61,8 +61,8 @@ MAX_DATA = 32 << 20
 """Bytes of inline files (secrets, heredocs) in one sandbox."""
 
 LIMITS = frozenset({
-    "memory", "pids", "cpu_quota", "cpu_period", "cpuset_cpus", "cpu_shares", "memory_swap", "upper_bytes",
-    "fsize", "nofile", "timeout", "shm_size",
+    "memory", "memory_swap", "pids", "cpu_quota", "cpu_period", "cpu_shares", "cpuset_cpus", "cpuset_mems",
+    "upper_bytes", "fsize", "nofile", "timeout", "shm_size",
 })
 KINDS = frozenset({"chain", "cache", "tmpfs", "secret", "files", "socket"})
 FORBIDDEN_TARGETS = ("/proc", "/sys", "/dev")

@@ -301,7 +301,7 @@ def outcome(
         reason = "signal" if code < 0 else "exit"
     if group.oom_kills and code in {-signal.SIGKILL, 128 + signal.SIGKILL}:
         reason = "oom"
-        message = f"out of memory: killed at {(group.memory_peak or plan.limits.get('memory', 0)) >> 20} MiB"
+        message = _out_of_memory(plan.limits.get("memory", 0), group.memory_peak)
     if failure is not None:
         code, message = failure["exit_code"], failure["failed"]
     elif reason == "timeout":
@@ -323,6 +323,12 @@ def outcome(
             "written": group.written or usage.ru_oublock * 512,
         },
     }
+
+
+def _out_of_memory(limit: int, peak: int) -> str:
+    if limit:
+        return f"OOM-killed at {limit >> 20} MiB, its memory limit"
+    return f"OOM-killed at {peak >> 20} MiB: this host's memory, or that of the daemon's control group, is full"
 
 
 def _signal_name(number: int) -> str:

@@ -153,7 +153,10 @@ class Zygote:
                 self._measure(fd)
 
     def _request(self) -> bool:
-        got = wire.receive_raw(self.control)
+        try:
+            got = wire.receive_raw(self.control)
+        except ConnectionResetError:  # main was killed
+            return False
         if got is None:
             return False
         self._dispatch(*got)

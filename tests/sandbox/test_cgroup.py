@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from ocibuildd.sandbox import cgroup
+from ocibuildd.sandbox import cgroup, step
 from ocibuildd.sandbox.cgroup import Cgroups, settings
 
 
@@ -28,21 +30,37 @@ from ocibuildd.sandbox.cgroup import Cgroups, settings
         ({"cpu_shares": 1024}, [("cpu", "cpu.weight", "39")]),
         ({"cpu_shares": 262144}, [("cpu", "cpu.weight", "10000")]),
         ({"cpuset_cpus": 0b1101}, [("cpuset", "cpuset.cpus", "0,2,3")]),
+        ({"cpuset_mems": 0b1}, [("cpuset", "cpuset.mems", "0")]),
     ],
 )
 def test_limits_become_files(limits, expected):
     assert settings(limits) == expected
 
 
+@pytest.mark.parametrize(
+    ("limits", "controllers", "told"),
+    [
+        ({}, (), []),
+        ({"pids": 9, "upper_bytes": 9, "nofile": 9}, (), []),
+        ({"memory": 9}, ("memory",), []),
+        ({"memory": 9}, ("cpu", "pids"), ["--memory"]),
+        ({"memory": 9, "cpu_quota": 9, "cpuset_cpus": 1}, (), ["--memory", "--cpu-quota", "--cpuset-cpus"]),
+        ({"cpu_shares": 9}, (), ["--cpu-quota"]),
+    ],
+)
+def test_limits_that_nobody_holds_are_told(limits, controllers, told):
+    assert [text.split()[0] for text in cgroup.unenforced(limits, controllers)] == told
+
+
 @pytest.mark.parametrize(("text", "mask"), [("0", 1), ("0-2,5", 0b100111), ("3,3", 8), ("61", 1 << 61)])
 def test_a_list_of_cpus_becomes_a_mask(text, mask):
-    assert cgroup.cpu_mask(text) == mask
+    assert cgroup.mask_of(text) == mask
 
 
 @pytest.mark.parametrize("text", ["", "a", "1-", "2-1", "62", "0,", "0\n", "-1"])
 def test_a_list_that_is_none_is_refused(text):
-    with pytest.raises(ValueError, match="CPU list"):
-        cgroup.cpu_mask(text)
+    with pytest.raises(ValueError, match="list"):
+        cgroup.mask_of(text)
 
 
 @pytest.mark.parametrize(
@@ -53,6 +71,27 @@ def test_memory_and_swap_are_docker_s_words(swap, expected):
     assert files["memory.max"] == "100"
     assert files["memory.oom.group"] == "1"
     assert files.get("memory.swap.max") == expected
+
+
+@pytest.mark.parametrize(
+    ("status", "limits", "kills", "reason", "message"),
+    [
+        (9, {"memory": 64 << 20}, 1, "oom", "OOM-killed at 64 MiB, its memory limit"),
+        (137 << 8, {"memory": 64 << 20}, 1, "oom", "OOM-killed at 64 MiB, its memory limit"),
+        (9, {}, 1, "oom", "OOM-killed at 70 MiB: this host's memory"),
+        (9, {"memory": 64 << 20}, 0, "signal", "killed by SIGKILL"),
+        (1 << 8, {"memory": 64 << 20}, 1, "exit", ""),
+        (0, {}, 0, "exit", ""),
+    ],
+)
+def test_the_verdict_names_the_limit_that_killed(status, limits, kills, reason, message):
+    told = SimpleNamespace(failure=None, reason="")
+    usage = cgroup.Usage(memory_peak=70 << 20, oom_kills=kills)
+    rusage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    found = step.outcome(told, SimpleNamespace(limits=limits), status, rusage, 1.0, usage)
+    assert found["reason"] == reason
+    assert found["message"].startswith(message)
+    assert found["usage"]["max_rss"] == 70 << 20
 
 
 def test_the_mount_is_found_among_others():
