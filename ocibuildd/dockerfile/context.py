@@ -98,6 +98,13 @@ class Context:
         op = HttpSource(context.value, ARCHIVE)
         return self.unpacked(op, f"[context {name}] {context.value}")
 
+    def as_root(self, vertex: int, name: str) -> int:
+        """The files of a context (a vertex) as a root file system: one layer."""
+        if not isinstance(self.vertices[vertex].op, ContextSource | GitSource):
+            return vertex
+        copy = CopyOp((CopySource(1, ("/",)),), "/")
+        return self.vertex(copy, (self.vertex(Scratch()), vertex), f"[context {name}] as a root file system")
+
     def image_root(self, image: ResolvedImage, platform: Platform, name: str, location: Location) -> int | None:
         """The vertex of an image; None for one without layers."""
         config = image.config

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ..model.graph import Location, Plan, StagePlan, Step
+from ..model.graph import HistoryItem, Location, Plan, StagePlan, Step
 from ..model.oci import ImageConfig, Platform
 from .baseref import parse_named
 from .context import Context, context_patterns
@@ -55,7 +55,7 @@ from .lower_config import (
 )  # fmt: skip
 from .lower_copy import lower_transfer
 from .lower_run import lower_run
-from .options import OCI_LAYOUT, LowerOptions, NamedContext, ResolvedImage
+from .options import OCI_LAYOUT, LowerOptions, NamedContext, ResolvedImage, is_scratch
 from .platforms import format_all, normalize
 from .stages import new_graph
 from .state import DEFAULT_PATH, SCRATCH, Budget, Command, Image, State
@@ -69,6 +69,8 @@ PREDEFINED = frozenset(
     for name in (proxy, proxy.lower())
 ) | {"SOURCE_DATE_EPOCH"}
 """Build arguments that count as used without an ARG; so do BUILDKIT_* and the platform arguments."""
+FROM_CONTEXT = "buildkit.exporter.image.v0"
+"""BuildKit's comment on history that its exporter adds for layers that no instruction made."""
 
 
 def checks_of(dockerfile: Dockerfile, options: LowerOptions) -> Linter:
@@ -206,10 +208,13 @@ class Lowering:
     def _load_context(
         self, state: State, name: str, context: NamedContext, platform: Platform, *, replaces_stage: bool
     ) -> None:
-        if context.kind not in ("image", "oci-layout"):
+        if context.kind not in ("image", "oci-layout") or is_scratch(context):
             state.image = Image.scratch(platform)
             state.platform = platform
-            state.base_vertex = state.vertex = self.context.named_root(name, context)
+            if context.kind != "image":
+                state.base_vertex = state.vertex = self.context.named_root(name, context)
+                if not replaces_stage and not state.unregistered:
+                    self._stand_on(state, name)
             return
         if context.kind == "image":
             try:
@@ -223,6 +228,19 @@ class Lowering:
             self._use_image(state, image, platform, f"[context {name}] {image.ref}")
         if replaces_stage:
             state.dispatched = True
+
+    def _stand_on(self, state: State, name: str) -> None:
+        """A stage begins with the files of a context: they are its root file system, with a line of history."""
+        if state.vertex is None or state.history:
+            return
+        vertex = self.context.as_root(state.vertex, name)
+        state.base_vertex = state.vertex = vertex
+        state.history.append(HistoryItem(f"[context {name}] load from client", vertex, comment=FROM_CONTEXT))
+
+    def _stand_on_context(self, state: State) -> None:
+        """What replaces a stage is its files while a COPY reads them, and a root file system for what is FROM it."""
+        if state.context is not None and state.context.kind not in ("image", "oci-layout"):
+            self._stand_on(state, state.context_name)
 
     # --- instructions
 
@@ -264,6 +282,7 @@ class Lowering:
         """What the stage starts with: the base's file system, config, environment."""
         base = state.base
         if base is not None:
+            self._stand_on_context(base)
             self.context.budget.spend(len(base.history) + len(base.env) + len(base.image.env))
             state.platform = base.platform
             state.image = base.image.clone()
@@ -299,6 +318,7 @@ class Lowering:
         if failure is not None:
             raise failure
         if not target.steps:  # a named context stands for the stage
+            self._stand_on_context(target)
             self._step(target, 1, 1, target.stage.source, target.stage.location, 0)
         if options.labels and options.compat == "docker":
             self._label(target)

@@ -45,6 +45,11 @@ class NamedContext:
     ignore: tuple[str, ...] = ()
 
 
+def is_scratch(context: NamedContext) -> bool:
+    """``docker-image://scratch``: the empty root file system."""
+    return context.kind == "image" and context.value.removeprefix("docker-image://") == "scratch"
+
+
 @dataclass(frozen=True, slots=True)
 class LowerOptions:
     """Everything that shapes a Plan.

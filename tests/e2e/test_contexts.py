@@ -418,6 +418,46 @@ RUN test "$(cat /1 /2 /3 /4)" = theretwohttpthere && test -f /replaced && test !
     daemon.ok("build", *options, path)
 
 
+def test_a_named_context_may_be_what_a_stage_is_built_from(
+    daemon: Any, context: Context, repository: Repository, site: Site
+) -> None:
+    site.files["/c.tar"] = tar_of(by="http")
+    path = context(**{
+        "Dockerfile": """\
+FROM there AS one
+FROM repo AS two
+FROM web AS three
+FROM alpine:3.18 AS four
+FROM empty AS six
+FROM busybox AS staged
+RUN exit 1
+FROM staged AS five
+COPY --from=one f /more
+FROM busybox
+COPY --from=one / /1
+COPY --from=two / /2
+COPY --from=three / /3
+COPY --from=four / /4
+COPY --from=five / /5
+COPY --from=six / /6
+COPY --from=alpine:3.18 f /direct
+RUN cat /1/f /2/dir/f /3/by /4/f /5/f /5/more /direct > /all && \
+    test "$(cat /all)" = theretwohttptheretheretherethere && \
+    test ! -e /1/hidden && test -z "$(ls -A /6)" && test "$(stat -c %u:%g /1/f)" = 0:0
+""",
+        "other/f": "there", "other/hidden": "x", "other/.dockerignore": "hidden",
+    })  # fmt: skip
+    named = {
+        "there": path / "other", "staged": path / "other", "alpine:3.18": path / "other",
+        "repo": repository.smart, "web": site.url("/c.tar"), "empty": "docker-image://scratch",
+    }  # fmt: skip
+    options = [f"--build-context={name}={where}" for name, where in named.items()]
+    daemon.ok("build", *options, path)
+    daemon.ok("build", *options, "--target=one", "-t", "lang/of-context", path)
+    history = daemon.ok("history", "--no-trunc", "lang/of-context").out
+    assert "[context there] load from client" in history
+
+
 def test_an_oci_layout_is_a_context(daemon: Any, context: Context, tmp_path: Path) -> None:
     path = context(Dockerfile="FROM busybox\nRUN echo laid > /laid\n")
     daemon.ok("build", "-o", f"type=oci,dest={tmp_path}/o.tar,name=x:1", path)
@@ -429,6 +469,10 @@ def test_an_oci_layout_is_a_context(daemon: Any, context: Context, tmp_path: Pat
     (path / "Dockerfile").write_text("FROM base\nRUN cat /laid\nCOPY --from=base /laid /again\n")
     daemon.ok("build", f"--build-context=base=oci-layout://{tmp_path}/layout@{digest}", path)
     daemon.ok("build", f"--build-context=base=oci-layout://{tmp_path}/layout", path)
+    daemon.ok("build", f"--build-context=base=oci-layout://{tmp_path}/layout:1", path)
+    daemon.ok("build", "--build-context=base=oci-layout://layout", path, cwd=tmp_path)
+    missing = daemon("build", f"--build-context=base=oci-layout://{tmp_path}/layout:2", path)
+    assert missing.code == 1 and "layout" in missing.text and "2" in missing.text
 
 
 # --- the Dockerfile and what applies to it --------------------------------------------------------
