@@ -30,10 +30,10 @@ def _check(found: dict[str, Any]) -> str:
     if not warnings:
         return "Check complete, no warnings found."
     count = len(warnings)
-    lines = [f"Check complete, {count} warning{'' if count == 1 else 's'} found!"]
+    lines = [f"Check complete, {count} warning{' has' if count == 1 else 's have'} been found!"]
     source = (found.get("sources") or [{}])[0]
     text = binascii.a2b_base64(source.get("data") or "").decode("utf-8", "replace").splitlines()
-    for item in warnings:
+    for item in sorted(warnings, key=_first_line):
         url = f" - {item['url']}" if item.get("url") else ""
         lines += ["", f"WARNING: {escape(item.get('ruleName', ''))}{escape(url)}"]
         if item.get("description"):
@@ -43,14 +43,19 @@ def _check(found: dict[str, Any]) -> str:
         if ranges:
             first, last = int(ranges[0]["start"]["line"]), int(ranges[-1]["end"]["line"])
             shown = [[n, text[n - 1]] for n in range(first - 2, last + 3) if 0 < n <= len(text)]
-            details = {"file": source.get("fileName"), "line": first, "end_line": last}
+            details = {"file": source.get("filename"), "line": first, "end_line": last}
             lines.append(source_lines({**details, "source": shown}))
     return "\n".join(lines)
 
 
+def _first_line(item: dict[str, Any]) -> int:
+    ranges = (item.get("location") or {}).get("ranges") or [{"start": {"line": 0}}]
+    return int(ranges[0]["start"]["line"])
+
+
 def _targets(found: dict[str, Any]) -> str:
     rows = []
-    for item in found.get("Targets") or []:
+    for item in found.get("targets") or []:
         name = [item["name"]] if item.get("name") else []
         default = ["(default)"] if item.get("default") else []
         rows.append([" ".join(name + default), item.get("description") or ""])
@@ -59,17 +64,19 @@ def _targets(found: dict[str, Any]) -> str:
 
 def _outline(found: dict[str, Any]) -> str:
     lines = []
-    if found.get("name"):
-        lines += [f"TARGET: {escape(str(found['name']))}"]
-    if found.get("description"):
-        lines += [f"DESCRIPTION: {escape(str(found['description']))}"]
+    name, description = str(found.get("name") or "(default)"), str(found.get("description") or "")
+    if description:
+        lines += [f"TARGET:      {escape(name)}", f"DESCRIPTION: {escape(description)}"]
+    elif found.get("name"):
+        lines += [f"TARGET: {escape(name)}"]
     for title, key, columns in (
         ("BUILD ARG", "args", ("name", "value", "description")),
         ("SECRET", "secrets", ("name", "required")), ("SSH", "ssh", ("name", "required")),
         ("CACHE MOUNT", "cache", ("id",)),
     ):
         rows = [
-            [str(item.get(column, "") or "") for column in columns] for item in found.get(key) or []
+            ["true" if item.get(column) is True else str(item.get(column) or "") for column in columns]
+            for item in found.get(key) or []
         ]
         if rows:
             header = [title, *(column.upper() for column in columns[1:])]

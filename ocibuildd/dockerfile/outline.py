@@ -36,8 +36,7 @@ def findings(dockerfile: Dockerfile, warnings: Sequence[Warning]) -> dict[str, A
         for item in warnings
     ]  # fmt: skip
     source = {
-        "fileName": to_utf8(dockerfile.source.filename), "language": "Dockerfile", "definition": None,
-        "data": _source(dockerfile),
+        "filename": to_utf8(dockerfile.source.filename), "data": _source(dockerfile), "language": "Dockerfile",
     }  # fmt: skip
     return {
         "warnings": [{key: value for key, value in item.items() if value or key == "ruleName"} for item in out],
@@ -54,9 +53,9 @@ def targets(dockerfile: Dockerfile) -> dict[str, Any]:
             "base": stage.base_name, "platform": stage.platform,
         }  # fmt: skip
         item = {key: to_utf8(value) if isinstance(value, str) else value for key, value in item.items() if value}
-        item["Location"] = _location(stage.location)
+        item["location"] = _location(stage.location)
         out.append(item)
-    return {"Targets": out, "Sources": [_source(dockerfile)]}
+    return {"targets": out, "sources": [_source(dockerfile)]}
 
 
 def outline(dockerfile: Dockerfile, options: LowerOptions, known: Known) -> dict[str, Any]:
@@ -69,14 +68,15 @@ def outline(dockerfile: Dockerfile, options: LowerOptions, known: Known) -> dict
         lowering.dispatch()
     except Fault as fault:
         raise dockerfile.source.error(fault) from None
-    out: dict[str, Any] = {}
-    args = _args(lowering, target)
-    if args:
-        out["args"] = args
+    out: dict[str, Any] = {
+        "name": target.stage.stage_name, "description": to_utf8(target.stage.comment),
+        "args": _args(lowering, target),
+    }  # fmt: skip
+    out = {key: value for key, value in out.items() if value}
     for key, found in (("secrets", lowering.context.secrets), ("ssh", lowering.context.ssh)):
         if found:
             out[key] = [
-                {"name": name, "required": required, "Location": _location(location)}
+                {"name": to_utf8(name), **({"required": True} if required else {}), "location": _location(location)}
                 for name, (required, location) in sorted(found.items(), key=lambda item: item[1][1].start)
             ]
     out["sources"] = [_source(dockerfile)]
@@ -89,6 +89,7 @@ def _args(lowering: Lowering, target: State) -> list[dict[str, Any]]:
     wanted: list[str] = []
     for state in [target, *(s for s in graph.states if s.reachable and s is not target)]:
         wanted += graph.used_from_args.get(state, ())
+        own: dict[str, tuple[str, str, Location]] = {}
         for command in state.commands:
             if isinstance(command.instruction, Arg):
                 for pair in command.instruction.pairs:
@@ -97,7 +98,8 @@ def _args(lowering: Lowering, target: State) -> list[dict[str, Any]]:
                         if pair.key in graph.global_args:
                             continue
                     value = next((p.value for p in reversed(state.build_args) if p.key == pair.key), None)
-                    found.setdefault(pair.key, (value or "", pair.comment, command.instruction.location))
+                    own[pair.key] = (value or "", pair.comment, command.instruction.location)
+        found = {**own, **found}
     seen: set[str] = set()
     while wanted:
         name = wanted.pop()
@@ -108,7 +110,7 @@ def _args(lowering: Lowering, target: State) -> list[dict[str, Any]]:
         wanted += meta.deps
         found.setdefault(name, (meta.value, meta.pair.comment, meta.location))
     out = [
-        {"name": name, "description": comment, "value": value, "Location": _location(location)}
+        {"name": name, "description": comment, "value": value, "location": _location(location)}
         for name, (value, comment, location) in sorted(found.items(), key=lambda item: item[1][2].start)
     ]
     return [{key: value for key, value in item.items() if value} for item in out]

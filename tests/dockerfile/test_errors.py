@@ -94,9 +94,9 @@ def test_an_image_that_nobody_resolved_is_an_error_not_a_crash() -> None:
 
 def test_targets_are_all_stages() -> None:
     found = front.targets(front.parse(b"# build makes it\nFROM --platform=$B a AS build\nFROM scratch"))
-    assert found["Targets"] == [
-        {"name": "build", "description": "makes it", "base": "a", "platform": "$B", "Location": {"ranges": [{"start": {"line": 2}, "end": {"line": 2}}]}},
-        {"default": True, "base": "scratch", "Location": {"ranges": [{"start": {"line": 3}, "end": {"line": 3}}]}},
+    assert found["targets"] == [
+        {"name": "build", "description": "makes it", "base": "a", "platform": "$B", "location": {"ranges": [{"start": {"line": 2}, "end": {"line": 2}}]}},
+        {"default": True, "base": "scratch", "location": {"ranges": [{"start": {"line": 3}, "end": {"line": 3}}]}},
     ]  # fmt: skip
 
 
@@ -110,4 +110,26 @@ def test_an_outline_has_arguments_secrets_and_agents_of_what_is_needed() -> None
         ("V", "1", "is the version"), ("own", "4", None),
     ]  # fmt: skip
     assert [(item["name"], item["required"]) for item in found["secrets"]] == [("k", True)]
-    assert [item["name"] for item in found["ssh"]] == ["default"]
+    assert found["ssh"] == [{"name": "default", "location": {"ranges": [{"start": {"line": 6}, "end": {"line": 6}}]}}]
+
+
+def test_an_outline_is_that_of_a_named_and_described_target() -> None:
+    text = front.parse(b"# x is it\nFROM a AS x\nARG v=1\nARG v=2\nFROM x")
+    found = front.outline(text, front.LowerOptions(target="x"), {})
+    assert (found["name"], found["description"]) == ("x", "is it")
+    assert [(arg["value"], arg["location"]["ranges"][0]["start"]["line"]) for arg in found["args"]] == [("2", 4)]
+    assert "name" not in front.outline(text, front.LowerOptions(), {})
+
+
+def test_findings_have_buildkits_shape() -> None:
+    text = front.parse(b"FROM a as b", "some/Dockerfile")
+    found = front.findings(text, front.check(text, front.LowerOptions(), {}))
+    assert found["sources"] == [{"filename": "some/Dockerfile", "data": "RlJPTSBhIGFzIGI=", "language": "Dockerfile"}]
+    assert found["warnings"] == [
+        {
+            "ruleName": "FromAsCasing", "detail": "'as' and 'FROM' keywords' casing do not match",
+            "description": "The 'as' keyword should match the case of the 'from' keyword",
+            "url": "https://docs.docker.com/go/dockerfile/rule/from-as-casing/",
+            "location": {"ranges": [{"start": {"line": 1}, "end": {"line": 1}}]},
+        }
+    ]  # fmt: skip

@@ -98,7 +98,7 @@ def test_targets_are_a_table_or_json(daemon: Any, context: Context) -> None:
     assert "has the tools" in table
     assert "other (default)" in table
     found = json.loads(daemon.ok("build", "--call=targets,format=json", path).out)
-    targets = [(each["name"], each.get("default", False)) for each in found["Targets"]]
+    targets = [(each["name"], each.get("default", False)) for each in found["targets"]]
     assert targets == [("base", False), ("final", False), ("other", True)]
 
 
