@@ -17,6 +17,7 @@ from aiohttp import web
 from ocibuildd.model.digest import Digest
 from ocibuildd.model.oci import (
     MEDIA_CONFIG,
+    MEDIA_INDEX,
     MEDIA_LAYER_GZIP,
     MEDIA_MANIFEST,
     Descriptor,
@@ -53,6 +54,8 @@ class FaultyRegistry:
     port: int = 0
     mounts: bool = True
     issued: int = 0
+    referrers: bool = False
+    """The referrers API is there (a page of two entries)."""
 
     @property
     def host(self) -> str:
@@ -108,6 +111,7 @@ class FaultyRegistry:
         app.router.add_route("*", "/v2/{repo:.+}/blobs/uploads/{id}", self._upload)
         app.router.add_route("*", "/v2/{repo:.+}/blobs/{digest}", self._blob)
         app.router.add_route("*", "/v2/{repo:.+}/tags/list", self._tags)
+        app.router.add_route("*", "/v2/{repo:.+}/referrers/{digest}", self._referrers)
         return app
 
     async def _middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -158,7 +162,10 @@ class FaultyRegistry:
         if request.method == "PUT":
             data = await request.read()
             digest = self.add_manifest(*key, data, request.headers["Content-Type"])
-            return web.Response(status=201, headers={"Docker-Content-Digest": digest})
+            headers = {"Docker-Content-Digest": str(digest)}
+            if self.referrers and b'"subject"' in data:
+                headers["OCI-Subject"] = json.loads(data)["subject"]["digest"]
+            return web.Response(status=201, headers=headers)
         if request.method == "DELETE":
             return web.Response(status=202 if self.manifests.pop(key, None) else 404)
         if key not in self.manifests:
@@ -170,6 +177,20 @@ class FaultyRegistry:
         return web.Response(
             body=data, headers={"Content-Type": kind, "Docker-Content-Digest": Digest.of(data)}
         )
+
+    async def _referrers(self, request: web.Request) -> web.Response:
+        if not self.referrers:
+            return web.Response(status=404)
+        repo, found = request.match_info["repo"], {}
+        for (where, _), (data, kind) in self.manifests.items():
+            subject = json.loads(data).get("subject", {}).get("digest")
+            if (where, subject) == (repo, request.match_info["digest"]):
+                digest = str(Digest.of(data))
+                found[digest] = {"mediaType": kind, "digest": digest, "size": len(data)}
+        at, entries = int(request.query.get("at", 0)), list(found.values())
+        more = {"Link": f'<{request.path}?at={at + 2}>; rel="next"'} if entries[at + 2 :] else {}
+        body = {"schemaVersion": 2, "mediaType": MEDIA_INDEX, "manifests": entries[at : at + 2]}
+        return web.json_response(body, headers=more)
 
     async def _tags(self, request: web.Request) -> web.Response:
         tags = sorted(

@@ -19,17 +19,15 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-import msgspec
-
 from ocibuildd.errors import (
     BuildError,
     Corrupt,
-    NotFound,
     RegistryError,
     TooLarge,
+    Unsupported,
 )
 from ocibuildd.model.digest import Digest
-from ocibuildd.model.oci import MEDIA_INDEX, Descriptor, Index, Manifest
+from ocibuildd.model.oci import Descriptor, Index
 from ocibuildd.model.reference import Reference
 from ocibuildd.model.request import RegistryAuth
 from ocibuildd.ports import Fetched
@@ -39,6 +37,7 @@ from .auth import repository_scope
 from .config import Endpoint, RegistryConfig, origin, pull_endpoints
 from .credentials import Credentials, select
 from .push import BlobSource, Progress, UploadJournal, push_blob
+from .referrers import Referrer, ReferrerLists, referrer_of
 from .transport import Answer, Broken, Target, Transport
 
 T = TypeVar("T")
@@ -77,6 +76,9 @@ class RegistryClient:
         self._transport = transport or Transport(self.config)
         self._downloads = asyncio.Semaphore(self.config.downloads)
         self._uploads = asyncio.Semaphore(self.config.uploads)
+        self._lists = ReferrerLists(
+            self._transport, self._to_origin, self._resolve_origin, self.push_manifest
+        )
 
     def reconfigure(self, config: RegistryConfig) -> None:
         """Take other settings over; requests that are under way end by the old ones."""
@@ -95,6 +97,14 @@ class RegistryClient:
             found = await self.credentials.get(endpoint.identity, path)
         scopes = (repository_scope(endpoint.repository(path), *actions),) if path else ()
         return Target(endpoint, found or RegistryAuth(), scopes)
+
+    async def _to_origin(
+        self, reference: Reference, auth: Auths | None, *actions: str
+    ) -> tuple[Target, str]:
+        """Requests to a repository at the registry itself, and the repository's path there."""
+        endpoint = origin(self.config, reference.domain)
+        target = await self._target(endpoint, reference.path, auth, *actions)
+        return target, endpoint.repository(reference.path)
 
     # --- pull ---------------------------------------------------------------------------------
 
@@ -305,9 +315,8 @@ class RegistryClient:
         self, reference: Reference, digest: Digest, *, auth: Auths | None = None
     ) -> bool:
         """Does the repository have a blob?  False also where the registry won't say."""
-        endpoint = origin(self.config, reference.domain)
-        target = await self._target(endpoint, reference.path, auth, "pull")
-        path = protocol.blob_path(endpoint.repository(reference.path), digest)
+        target, repository = await self._to_origin(reference, auth, "pull")
+        path = protocol.blob_path(repository, digest)
         async with self._transport.exchange(target, "HEAD", path) as answer:
             return answer.status == 200
 
@@ -316,11 +325,8 @@ class RegistryClient:
     ) -> Digest:
         """Put a manifest or index under the reference's tag, or under its digest where it has no tag."""
         digest = Digest.of(data)
-        endpoint = origin(self.config, reference.domain)
-        target = await self._target(endpoint, reference.path, auth, "pull", "push")
-        path = protocol.manifest_path(
-            endpoint.repository(reference.path), reference.tag or reference.digest or digest
-        )
+        target, repository = await self._to_origin(reference, auth, "pull", "push")
+        path = protocol.manifest_path(repository, reference.tag or reference.digest or digest)
         what = f"push of manifest {reference.familiar}"
 
         async def body() -> AsyncIterator[bytes]:
@@ -333,15 +339,24 @@ class RegistryClient:
             if answer.status not in (200, 201, 202):
                 raise protocol.failure(what, answer.status, await answer.error_body())
             told = answer.headers.get("Docker-Content-Digest", "")
+            known = answer.headers.get("OCI-Subject", "")
         if told.startswith("sha256:") and told != digest:
             raise Corrupt(f"{what}: the registry stored {told[:100]}, expected {digest}")
+        referrer = referrer_of(data, media_type, what)
+        # distribution-spec: without OCI-Subject in the answer, "the client MUST … update the referrers list".
+        if referrer is not None and not known:
+            await self._lists.add(reference, referrer, auth)
         return digest
 
     # --- the rest -----------------------------------------------------------------------------
 
     async def tags(self, reference: Reference, *, auth: Auths | None = None) -> list[str]:
-        """All tags of a repository, in the registry's order."""
-        endpoint = origin(self.config, reference.domain)
+        """All tags of a repository, in the registry's order (a mirror's, where one answers)."""
+        return await self._first(reference, self._tags_at, auth)
+
+    async def _tags_at(
+        self, endpoint: Endpoint, reference: Reference, auth: Auths | None
+    ) -> list[str]:
         target = await self._target(endpoint, reference.path, auth, "pull")
         place = protocol.tags_path(endpoint.repository(reference.path))
         found: dict[str, None] = {}
@@ -361,16 +376,28 @@ class RegistryClient:
         return list(found)
 
     async def delete(self, reference: Reference, *, auth: Auths | None = None) -> None:
-        """Delete a manifest by digest (or a tag, where the registry allows that).  Raises NotFound,
-        Unsupported-like RegistryError (HTTP 405) where deletion is off."""
-        endpoint = origin(self.config, reference.domain)
-        target = await self._target(endpoint, reference.path, auth, "delete", "pull")
+        """Delete a manifest by digest (or a tag, where the registry allows that).
+
+        What refers to another manifest leaves that one's list, where the registry keeps none itself.
+        Raises NotFound, Unsupported (deletion is off, or of tags), RegistryError."""
+        target, repository = await self._to_origin(reference, auth, "delete", "pull")
         named = reference.digest or reference.tag or "latest"
-        path = protocol.manifest_path(endpoint.repository(reference.path), named)
+        path = protocol.manifest_path(repository, named)
+        what = f"delete of {reference.familiar}"
+        referrer = await self._referrer_at(reference, auth) if reference.digest else None
         async with self._transport.exchange(target, "DELETE", path) as answer:
             if answer.status not in (200, 202, 204):
-                what = f"delete of {reference.familiar}"
-                raise protocol.failure(what, answer.status, await answer.error_body())
+                raise _not_deleted(what, answer.status, await answer.error_body(), reference)
+        if referrer is not None:
+            await self._lists.drop(reference, referrer, auth)
+
+    async def _referrer_at(self, reference: Reference, auth: Auths | None) -> Referrer | None:
+        """What a manifest refers to; None also for what is no image manifest or index."""
+        try:
+            fetched = await self._resolve_at(origin(self.config, reference.domain), reference, auth)
+            return referrer_of(fetched.data, fetched.media_type, reference.familiar)
+        except (RegistryError, Unsupported, TooLarge):
+            return None
 
     async def referrers(
         self,
@@ -381,36 +408,10 @@ class RegistryClient:
         auth: Auths | None = None,
     ) -> Index:
         """What refers to a manifest: by the referrers API, or by the tag schema where that is missing."""
-        endpoint = origin(self.config, reference.domain)
-        target = await self._target(endpoint, reference.path, auth, "pull")
-        path = protocol.referrers_path(endpoint.repository(reference.path), digest, artifact_type)
-        what = f"referrers of {reference.repository}@{digest}"
-        async with self._transport.exchange(
-            target, "GET", path, headers={"Accept": MEDIA_INDEX}
-        ) as answer:
-            if answer.status == 200:
-                document = protocol.parse_document(
-                    await answer.read(protocol.MAX_MANIFEST), MEDIA_INDEX, what
-                )
-            elif answer.status in (400, 404, 405, 501):
-                document = await self._referrers_tag(reference, digest, auth)
-            else:
-                raise protocol.failure(what, answer.status, await answer.error_body())
-        if isinstance(document, Manifest):
-            raise RegistryError(f"{what}: a manifest where an index was expected")
-        # distribution-spec: the filter may be ignored by the registry; then the client applies it.
-        kept = [d for d in document.manifests if artifact_type in ("", d.artifact_type)]
-        return msgspec.structs.replace(document, manifests=tuple(kept))
+        return await self._lists.get(reference, digest, artifact_type, auth)
 
-    async def _referrers_tag(
-        self, reference: Reference, digest: Digest, auth: Auths | None
-    ) -> Manifest | Index:
-        tag = f"{digest.algorithm}-{digest.hex}"[:128]
-        try:
-            fetched = await self.resolve(replace(reference, tag=tag, digest=None), auth=auth)
-        except NotFound:
-            return Index(schema_version=2, media_type=MEDIA_INDEX)
-        return protocol.parse_document(fetched.data, fetched.media_type, f"referrers tag {tag}")
+    async def _resolve_origin(self, reference: Reference, auth: Auths | None) -> Fetched:
+        return await self._resolve_at(origin(self.config, reference.domain), reference, auth)
 
     async def login(self, domain: str, auth: RegistryAuth) -> None:
         """Are these credentials good?  Nothing is stored.  Raises Unauthorized, RegistryError."""
@@ -431,4 +432,14 @@ async def _blob_failure(what: str, answer: Answer, descriptor: Descriptor) -> Bu
     if answer.status == 404 and descriptor.urls:
         # CVE-2020-15157: the URLs of foreign layers are an attacker's to choose; they aren't followed.
         error.hint = "a foreign layer; the urls in its descriptor are not followed"
+    return error
+
+
+def _not_deleted(what: str, status: int, body: bytes, reference: Reference) -> BuildError:
+    error = protocol.failure(what, status, body)
+    if status == 405 or "UNSUPPORTED" in str(error.details.get("codes", "")):
+        hint = "the registry's configuration must allow deletion"
+        if reference.digest is None:
+            hint = f"name it by its digest ({reference.familiar_name}@sha256:…), or allow deletion in the registry"
+        return Unsupported(error.message, hint=hint, details=error.details)
     return error

@@ -104,8 +104,16 @@ async def test_what_was_pushed_is_resolved_listed_and_deleted(start, make_client
 async def test_referrers_fall_back_to_the_tag_schema(start, make_client, tmp_path):
     host, client = await start(), make_client(RegistryConfig())
     data = await push(client, f"{host}/a/b:v1", tmp_path)
-    found = await client.referrers(Reference.parse(f"{host}/a/b"), Digest.of(data))
-    assert found.manifests == ()
+    where = Reference.parse(f"{host}/a/b")
+    assert (await client.referrers(where, Digest.of(data))).manifests == ()
+    config = Descriptor(MEDIA_CONFIG, Digest.of(CONFIG), len(CONFIG))
+    subject = Descriptor(MEDIA_MANIFEST, Digest.of(data), len(data))
+    note = encode(Manifest(media_type=MEDIA_MANIFEST, config=config, subject=subject))
+    await client.push_manifest(where, note, MEDIA_MANIFEST)
+    found = await client.referrers(where, Digest.of(data))
+    assert [entry.digest for entry in found.manifests] == [Digest.of(note)]
+    await client.delete(Reference.parse(f"{host}/a/b@{Digest.of(note)}"))
+    assert (await client.referrers(where, Digest.of(data))).manifests == ()
 
 
 async def test_a_blob_is_mounted_from_its_neighbour(start, make_client, tmp_path):
