@@ -15,7 +15,6 @@ from ..errors import InvalidArgument, NotFound
 from ..image.lookup import familiar
 from ..model.units import parse_duration
 from ..runtime import in_thread
-from ..store.cache_mounts import measure
 from ..store.check import CheckReport, add_damaged, checking, verify_blobs
 from ..store.gc import Removal
 from ..store.maintenance import drive
@@ -189,7 +188,7 @@ async def df(request: web.Request) -> web.Response:
     """GET /v1/df?verbose="""
     served = services(request)
     verbose = flag(request, "verbose")
-    await measured(served)
+    await served.maintenance.measure(everything=True)
     found: Usage = await served.maintenance.usage()
     disk = served.store.space.disk()
     body: dict[str, Any] = {
@@ -251,18 +250,11 @@ def mount_id(request: web.Request) -> str:
     return name if "/" in name else f"/{name}"
 
 
-async def measured(served: Services) -> None:
-    """Look how large the cache mounts are now."""
-    for one in served.store.cache_mounts.all():
-        size = await in_thread(measure, one.path)
-        served.store.cache_mounts.set_size(one.hash, size)
-
-
 async def list_mounts(request: web.Request) -> web.Response:
     """GET /v1/cache/mounts?id="""
     served = services(request)
     mounts = served.store.cache_mounts
-    await measured(served)
+    await served.maintenance.measure(everything=True)
     name = mount_id(request) if request.query.get("id") else ""
     found = mounts.find(name) if name else mounts.all()
     if name and not found:

@@ -28,6 +28,7 @@ from ..model.reference import Reference
 from ..model.request import CacheSpec
 from ..ports import LayerId, Record, Registry
 from ..registry.layout import Layout
+from ..runtime import in_thread
 from ..store import Store
 from ..store.leases import Lease
 
@@ -191,9 +192,11 @@ class RemoteCaches:
 
         async def fetch(digest: Digest, size: int) -> None:
             descriptor = Descriptor("application/octet-stream", digest, size)
-            with self.store.blobs.writer() as writer:
+            room = await self.store.admit(size)
+            with room, self.store.blobs.writer() as writer:
                 async for part in source.blob(reference, descriptor, auth=self.auth):
                     writer.write(part)
+                await in_thread(writer.seal, digest, size)
                 writer.commit(digest, size)
             self.lease.add(blobs=(digest,))
 

@@ -16,7 +16,6 @@ from ..store.policy import Policy, default_policies
 DEFAULT_CEILING = "80%"
 DEFAULT_FLOOR = 0.02
 """Share of the disk that is always left free."""
-DISK_LIMIT = 20_000_000_000
 
 
 def space(value: int | str, total: int) -> int:
@@ -132,6 +131,7 @@ class Parts:
             store, self._remove, policies(config, store.space.disk().total),
             interval=config.gc.interval if config.gc.enabled else 0.0,
             keep_builds=config.build.history_max, build_age=config.build.history_ttl,
+            measure=self._measure,
         )
         self.images = Images(store, nsd, self.registry, self.puller, self.maintenance)
         self.fetcher = Fetcher()
@@ -143,6 +143,11 @@ class Parts:
 
     async def _remove(self, paths: Sequence[Path]) -> object:
         return await self.nsd.call("remove", {"paths": [os.fspath(path) for path in paths]})
+
+    async def _measure(self, paths: Sequence[Path]) -> Sequence[int]:
+        found = await self.nsd.call("measure", {"paths": [os.fspath(path) for path in paths]})
+        sizes: list[int] = found["sizes"]
+        return sizes
 
     def reconfigure(self, config: Config) -> None:
         """Take over all settings of a new configuration but where state and socket are."""

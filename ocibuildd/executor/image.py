@@ -374,8 +374,7 @@ class _Pull:
         self, descriptor: Descriptor, diff_id: Digest | None, *, mirrors: bool
     ) -> Unpacked | None:
         """Download one layer; with ``diff_id``, unpack it meanwhile."""
-        room = await self.store.admit(descriptor.size)
-        with room, self.store.blobs.writer(trusted=True) as writer:
+        with await self.store.admit(descriptor.size), self.store.blobs.writer(trusted=True) as writer:
             feed: Feed[Unpacked] | None = None
             made: Unpacked | None = None
             try:

@@ -53,6 +53,7 @@ from .failures import missing_source, step_failed
 from .image import ImagePuller, ResolvedImage
 from .kept import KeptSegments, signature
 from .output import STEP_LOG_LIMIT, StepLog
+from .room import while_there_is_room
 from .run import MountInput, Surroundings, run_spec
 from .source import Directory
 from .untouched import untouched
@@ -360,12 +361,14 @@ class StepExecutor:
                   if mount.type == "cache"]
         for cache_id, number in sorted(caches):  # always in this order: no two steps wait for each other
             mount = op.mounts[number]
-            owner = "" if mount.mode is None and not mount.uid and not mount.gid else (
-                f"\0{mount.mode}:{mount.uid}:{mount.gid}"
-            )
+            if mount.mode is not None or mount.uid or mount.gid:
+                cache_id += f"\0{mount.mode}:{mount.uid}:{mount.gid}"
+            if mount.input is not None:
+                # BuildKit's key of a cache mount ends in the id of what it begins with (getRefCacheDir).
+                cache_id += f"\0from {await self._origin(vertex, mount, inputs[mount.input])}"
             if self._materials.vertices[vertex].ignore_cache:
-                self._empty_cache(cache_id + owner)
-            grip = await self._store.cache_mounts.acquire(cache_id + owner, mount.sharing)
+                self._empty_cache(cache_id)
+            grip = await self._store.cache_mounts.acquire(cache_id, mount.sharing)
             grips.append(grip)
             lowers = None
             if mount.input is not None:
@@ -376,6 +379,12 @@ class StepExecutor:
                 lowers = await self._lowers(vertex, mount, inputs[mount.input])
                 behind[number] = MountInput(lowers=lowers)
         return behind
+
+    async def _origin(self, vertex: int, mount: Mount, source: Result) -> str:
+        """What a cache mount's source is, by content."""
+        if directory_of(source) is not None:
+            return self._digests.get((vertex, f"mount {mount.target}"), source.identity)
+        return (await source.settled() if source.settled is not None else source).identity
 
     async def _lowers(self, vertex: int, mount: Mount, source: Result) -> Sequence[str]:
         """The trees of what a mount shows."""
@@ -406,7 +415,7 @@ class StepExecutor:
         pipes = [_Pipe(number, log, emit) for number in (1, 2)]
         try:
             writers = [pipe.write_fd for pipe in pipes]
-            outcome = await self._nsd.call("run", spec, writers)
+            outcome = await while_there_is_room(self._store.space, self._nsd.call("run", spec, writers))
         finally:
             for pipe in pipes:
                 pipe.close()

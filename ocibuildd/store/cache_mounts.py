@@ -72,6 +72,8 @@ class CacheMounts:
         self._users: dict[str, int] = {}
         self._exclusive: set[str] = set()
         self._waiters: list[asyncio.Future[None]] = []
+        self.stale: set[str] = set()
+        """Used since they were last measured, by hash."""
         row = db.one("SELECT coalesce(sum(size), 0) FROM cache_mounts")
         self.bytes: int = row[0] if row else 0
 
@@ -122,6 +124,8 @@ class CacheMounts:
         if not self._users[name]:
             del self._users[name]
             self._exclusive.discard(name)
+        self.stale.add(name)
+        self._db.on_write()  # maintenance measures it
         waiters, self._waiters = self._waiters, []
         for waiter in waiters:
             if not waiter.done():
@@ -148,7 +152,7 @@ class CacheMounts:
         return [self._mount(row) for row in rows]
 
     def set_size(self, name: str, size: int) -> None:
-        """Its measured bytes (``measure``)."""
+        """Its measured bytes (``Maintenance.measure``)."""
         before = self.get(name)
         if before is not None and before.size != size:
             self._db.run("UPDATE cache_mounts SET size = ? WHERE hash = ?", (size, name))
@@ -167,8 +171,8 @@ class CacheMounts:
         return before.size
 
     def trash(self, name: str) -> Path | None:
-        """Rename out of the way, after the row is gone.  None = no such directory, or in use again."""
-        if self.in_use(name):
+        """Rename out of the way, after the row is gone.  None = no such directory, or it came again."""
+        if self.in_use(name) or self.get(name) is not None:
             return None
         target = self._state / "trash" / f"cache-{name}-{time.time_ns()}"
         hit("cache-mount.before-trash")
@@ -186,19 +190,3 @@ class CacheMounts:
         path = self._state / "cache" / row[0] / "data"
         return CacheMount(*(*row, self._users.get(row[0], 0), path))
 
-
-def measure(path: Path) -> int:
-    """Bytes that a directory's files take; what can't be read (it belongs to subordinate ids) counts
-    nothing.  *Thread-safe*."""
-    total = 0
-    pending = [os.fspath(path)]
-    while pending:
-        try:
-            with os.scandir(pending.pop()) as entries:
-                for entry in entries:
-                    total += entry.stat(follow_symlinks=False).st_blocks * 512
-                    if entry.is_dir(follow_symlinks=False):
-                        pending.append(entry.path)
-        except OSError:
-            continue
-    return total

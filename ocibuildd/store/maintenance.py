@@ -38,6 +38,13 @@ ADMIT_PAUSE = 1.0
 T = TypeVar("T")
 Remover = Callable[[Sequence[Path]], Awaitable[object]]
 """Deletes directories that belong to subordinate ids (nsd's ``remove`` job)."""
+Measurer = Callable[[Sequence[Path]], Awaitable[Sequence[int]]]
+"""Bytes that such directories take (nsd's ``measure`` job)."""
+
+
+async def _unknown(paths: Sequence[Path]) -> Sequence[int]:
+    """Where nobody can look."""
+    return [0] * len(paths)
 
 
 async def drive(
@@ -65,7 +72,7 @@ class Maintenance:
 
     def __init__(
         self, store: Store, remove: Remover, policies: Sequence[Policy] = (), *, interval: float = 600.0,
-        keep_builds: int = 500, build_age: float = 0.0,
+        keep_builds: int = 500, build_age: float = 0.0, measure: Measurer = _unknown,
     ):
         self.store = store
         self.policies = tuple(policies)
@@ -74,12 +81,16 @@ class Maintenance:
         self.build_age = build_age
         self.last: Outcome | None = None
         self._remove = remove
+        self._measure = measure
         self._collecting = asyncio.Lock()
         self._emptying = asyncio.Lock()
         self._wake = asyncio.Event()
         self._collected = time.monotonic()
         self._dirty = True
+        if not store.recovered.clean:
+            store.cache_mounts.stale.update(mount.hash for mount in store.cache_mounts.all())
         store.db.on_write = self.poke
+        store.admit = self.admit
 
     def poke(self) -> None:
         """Something was committed or put into the trash: work for a moment later."""
@@ -93,6 +104,7 @@ class Maintenance:
             try:
                 if self._dirty:
                     self._dirty = False
+                    await self.measure()
                     await self.sync()
                     await self.empty_trash()
                     await self.tidy()
@@ -103,6 +115,16 @@ class Maintenance:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), self.interval or None)
                 await asyncio.sleep(SYNC_DELAY)
+
+    async def measure(self, *, everything: bool = False) -> None:
+        """How large the cache mounts are that were used since they were last looked at, or all of them."""
+        mounts = self.store.cache_mounts
+        found = [mount for mount in mounts.all() if everything or mount.hash in mounts.stale]
+        mounts.stale.clear()  # whoever uses one from here on makes it so again
+        if found:
+            sizes = await self._measure([mount.path for mount in found])
+            for mount, size in zip(found, sizes, strict=True):
+                mounts.set_size(mount.hash, size)
 
     async def sync(self) -> int:
         """Trees that were committed, to the disk; gives how many."""
@@ -156,6 +178,7 @@ class Maintenance:
     ) -> Outcome:
         """Apply policies (None: the configured ones; (): only what nobody holds).  ``wait``: also until
         the files are gone, which otherwise happens in the background."""
+        await self.measure()
         async with self._collecting:
             policies = self.policies if policies is None else policies
             try:
@@ -204,6 +227,10 @@ class Maintenance:
     async def admit(self, size: int = 0) -> Reservation:
         """Room for ``size`` bytes, collected if need be.  Raises NoSpace when there is nothing left that
         may go.  The caller releases the reservation."""
+        if self.store.space.never_fits(size):
+            return self.store.space.reserve(size)  # nothing need go to find that out
+        if self.store.cache_mounts.stale and self.store.space.near_ceiling:
+            await self.measure()
         for attempt in range(ADMIT_TRIES):
             try:
                 return self.store.space.reserve(size)

@@ -74,6 +74,20 @@ class Space:
         disk = self.disk()
         return disk.free < min(FULL, disk.total // 16)
 
+    @property
+    def near_ceiling(self) -> bool:
+        """Is more than half of what may be taken taken?"""
+        return bool(self.ceiling) and self._used() + self.reserved > self.ceiling // 2
+
+    @property
+    def is_low(self) -> bool:
+        """Is half of what the disk keeps free gone too?  Who is writing then must stop."""
+        return bool(self.floor) and self.disk().free < self.floor // 2
+
+    def never_fits(self, size: int) -> bool:
+        """Would there be no room for it in an empty store either?"""
+        return bool(self.ceiling) and size > self.ceiling
+
     def lacking(self, size: int = 0) -> int:
         """Bytes that must go before ``size`` more may come; ≤ 0 = there is room."""
         over = self._used() + self.reserved + size - self.ceiling if self.ceiling else 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
@@ -23,7 +23,7 @@ from .records import Records
 from .schema import MIGRATIONS
 from .snapshots import Trees
 from .sources import Sources
-from .space import Space
+from .space import Reservation, Space
 from .sweep import Outcome, collecting
 from .uploads import Uploads
 
@@ -72,6 +72,9 @@ class Store:
         self.sources = Sources(db)
         self.uploads = Uploads(db)
         self.space = Space(path, lambda: self.used)
+        self.admit: Callable[[int], Awaitable[Reservation]] = self._admit
+        """Room for so many bytes before they are written (``Space.reserve``); where the store is maintained,
+        collected if need be (``Maintenance.admit``).  Raises NoSpace."""
         self.recovered = recover.Report()
 
     @classmethod
@@ -98,6 +101,9 @@ class Store:
             lock.release()
             raise
         return store
+
+    async def _admit(self, size: int = 0) -> Reservation:
+        return self.space.reserve(size)
 
     @property
     def used(self) -> int:

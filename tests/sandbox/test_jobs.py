@@ -111,6 +111,15 @@ async def test_trees_of_subordinate_ids_are_removed_whatever_their_modes(box):
     assert not path.exists()
 
 
+async def test_trees_are_measured_whatever_their_modes(box):
+    tree = box.new_tree()
+    await box.sh("mkdir /a; head -c 100000 /dev/zero > /a/f; chown -R 1000 /a; chmod 700 /a", tree=tree)
+    path = box.state / "trees" / tree
+    found = await box.client.call("measure", {"paths": [str(path), str(path) + "-gone"]})
+    assert found["sizes"][0] >= 100_000
+    assert found["sizes"][1] == 0
+
+
 @pytest.mark.parametrize("path", ["/", "relative", "/etc/nothing", "{state}", "{state}/../x"])
 async def test_only_what_is_below_the_state_directory_is_removed(box, path):
     with pytest.raises(errors.InvalidArgument):

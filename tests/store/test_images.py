@@ -11,7 +11,6 @@ from filler import Filler
 from ocibuildd.errors import Conflict, NotFound
 from ocibuildd.model.digest import Digest
 from ocibuildd.store import Store
-from ocibuildd.store.cache_mounts import measure
 from ocibuildd.store.images import Image, StoredIndex
 
 APP = "docker.io/library/app:latest"
@@ -178,14 +177,6 @@ def test_a_mount_in_use_is_not_removed(store: Store) -> None:
     assert store.cache_mounts.forget(grip.hash) == 100
     assert store.cache_mounts.trash(grip.hash) is not None
     assert os.listdir(store.path / "cache") == []
-
-
-def test_a_mount_is_measured(store: Store) -> None:
-    grip = store.cache_mounts.try_acquire("apt")
-    assert grip is not None
-    (grip.path / "sub").mkdir(parents=True)
-    (grip.path / "sub" / "file").write_bytes(b"x" * 10_000)
-    assert measure(grip.path) >= 10_000
 
 
 # --- leases and the lock -----------------------------------------------------------------------------

@@ -254,6 +254,56 @@ async def test_admission_collects_and_then_lets_in(store: Store, fill: Filler) -
     assert store.space.reserved == 0
 
 
+async def test_nothing_goes_for_what_fits_nowhere(store: Store, fill: Filler) -> None:
+    maintenance = Maintenance(store, rmtree)
+    store.space.configure(ceiling=100)
+    fill.record("r", fill.layer("x" * 90))
+    with pytest.raises(NoSpace, match="no room for 101 bytes"):
+        await maintenance.admit(101)
+    assert store.records.get("r") is not None
+
+
+async def sizes(paths: Sequence[Path]) -> Sequence[int]:
+    return [sum(file.stat().st_size for file in path.iterdir()) for path in paths]
+
+
+def use_mount(store: Store, name: str, size: int) -> None:
+    grip = store.cache_mounts.try_acquire(name)
+    assert grip is not None
+    grip.path.mkdir()
+    (grip.path / "file").write_bytes(bytes(size))
+    grip.release()
+
+
+async def test_what_a_step_left_in_a_cache_mount_counts_when_the_next_is_admitted(
+    store: Store, fill: Filler
+) -> None:
+    maintenance = Maintenance(store, rmtree, measure=sizes)
+    store.space.configure(ceiling=100)
+    fill.image("i", fill.layer("x" * 50), name="app")
+    use_mount(store, "apt", 80)
+    with await maintenance.admit(10):
+        assert store.cache_mounts.all() == []
+    assert store.used < 100
+
+
+async def test_a_cache_mount_is_measured_once_after_each_use(store: Store) -> None:
+    asked: list[Path] = []
+
+    async def counted(paths: Sequence[Path]) -> Sequence[int]:
+        asked.extend(paths)
+        return await sizes(paths)
+
+    maintenance = Maintenance(store, rmtree, measure=counted)
+    use_mount(store, "apt", 80)
+    use_mount(store, "go", 7)
+    await maintenance.measure()
+    await maintenance.measure()
+    assert (len(asked), store.used) == (2, 87)
+    await maintenance.measure(everything=True)
+    assert len(asked) == 4
+
+
 async def test_admission_fails_clearly_when_nothing_may_go(
     store: Store, fill: Filler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
