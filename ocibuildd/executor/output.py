@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import codecs
+import contextlib
+import os
 
+from ..ports import Emit
+
+READ_SIZE = 1 << 16
 STEP_LOG_LIMIT = 16 << 20
 """Bytes of output that are kept of one step; what comes after is counted, not kept."""
 MASK = "***"
@@ -66,3 +72,36 @@ class StepLog:
         """The last lines, for error messages."""
         lines = [line[:TAIL_LINE_LENGTH].rstrip("\r") for line in self._tail]
         return [line for line in lines if line][-TAIL_LINES:]
+
+
+class Pipe:
+    """A step's stdout or stderr: read by the loop, decoded and emitted."""
+
+    def __init__(self, number: int, log: StepLog, emit: Emit):
+        self._number, self._log, self._emit = number, log, emit
+        self.read_fd, self.write_fd = os.pipe2(os.O_CLOEXEC)
+        os.set_blocking(self.read_fd, False)
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(self.read_fd, self._ready)
+
+    def _ready(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            data = os.read(self.read_fd, READ_SIZE)
+            self._say(data)
+            if not data:
+                self._loop.remove_reader(self.read_fd)
+
+    def _say(self, data: bytes, *, final: bool = False) -> None:
+        text = self._log.feed(self._number, data, final=final)
+        if text:
+            self._emit("log", stream=self._number, data=text)
+
+    def close(self) -> None:
+        """Read what is left (all writers are gone) and say it."""
+        os.close(self.write_fd)
+        self._loop.remove_reader(self.read_fd)
+        with contextlib.suppress(BlockingIOError):
+            while data := os.read(self.read_fd, READ_SIZE):
+                self._say(data)
+        self._say(b"", final=True)
+        os.close(self.read_fd)

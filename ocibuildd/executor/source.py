@@ -25,6 +25,7 @@ from ocibuildd.errors import Corrupt, Denied, InvalidArgument, NotFound
 from ocibuildd.model.digest import Digest
 from ocibuildd.model.graph import HttpSource
 from ocibuildd.ports import BlobStore
+from ocibuildd.runtime import in_thread
 
 DOWNLOAD_LIMIT = 16 << 30
 MAX_FILENAME = 255
@@ -129,10 +130,20 @@ class Downloads:
             value = await self._ask(op, key, value, secrets, progress)
         digest = Digest(value["digest"])
         hold(digest)
-        if op.checksum and op.checksum != digest:
-            raise Corrupt(f"ADD {op.url}: {digest}, expected {op.checksum}",
+        found = await self._digest(digest, op.checksum)
+        if op.checksum and op.checksum != found:
+            raise Corrupt(f"ADD {op.url}: {found}, expected {op.checksum}",
                           hint="the file at this address is not the one that --checksum names")
         return self._lay_out(op, digest, value, scratch)
+
+    async def _digest(self, digest: Digest, checksum: str) -> str:
+        """The digest of a download by the algorithm of its checksum."""
+        algorithm = checksum.partition(":")[0]
+        if algorithm in ("", "sha256"):
+            return digest
+        with os.fdopen(self.blobs.open(digest), "rb") as file:
+            found = await in_thread(hashlib.file_digest, file, algorithm)
+        return f"{algorithm}:{found.hexdigest()}"
 
     async def _ask(
         self, op: HttpSource, key: str, value: Any, secrets: Mapping[str, bytes],

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -52,14 +50,12 @@ from .copy import copy_spec, directory_of, inline_dir, selections, source_dir
 from .failures import missing_source, step_failed
 from .image import ImagePuller, ResolvedImage
 from .kept import KeptSegments, signature
-from .output import STEP_LOG_LIMIT, StepLog
+from .output import STEP_LOG_LIMIT, Pipe, StepLog
 from .room import while_there_is_room
 from .run import MountInput, Surroundings, run_spec
 from .source import Directory
 from .untouched import untouched
 
-PIPE_SIZE = 1 << 20
-READ_SIZE = 1 << 16
 MEDIA_TYPES = {"gzip": MEDIA_LAYER_GZIP, "zstd": MEDIA_LAYER_ZSTD, "none": MEDIA_LAYER}
 _NOT_NAME = re.compile(r"[^a-z0-9-]+")
 
@@ -412,7 +408,7 @@ class StepExecutor:
         self, spec: RunSpec, emit: Emit
     ) -> tuple[RunOutcome, list[str]]:
         log = StepLog(self._materials.masked, self._materials.log_limit)
-        pipes = [_Pipe(number, log, emit) for number in (1, 2)]
+        pipes = [Pipe(number, log, emit) for number in (1, 2)]
         try:
             writers = [pipe.write_fd for pipe in pipes]
             outcome = await while_there_is_room(self._store.space, self._nsd.call("run", spec, writers))
@@ -468,39 +464,6 @@ def image_identity(image: ResolvedImage) -> str:
     """The identity of an image's root file system."""
     parts = [d for d in image.config.rootfs.diff_ids if d != EMPTY_TAR]
     return sha256("\n".join(["image", *parts]).encode()).hexdigest()
-
-
-class _Pipe:
-    """A step's stdout or stderr: read by the loop, decoded and emitted."""
-
-    def __init__(self, number: int, log: StepLog, emit: Emit):
-        self._number, self._log, self._emit = number, log, emit
-        self.read_fd, self.write_fd = os.pipe2(os.O_CLOEXEC)
-        os.set_blocking(self.read_fd, False)
-        self._loop = asyncio.get_running_loop()
-        self._loop.add_reader(self.read_fd, self._ready)
-
-    def _ready(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            data = os.read(self.read_fd, READ_SIZE)
-            self._say(data)
-            if not data:
-                self._loop.remove_reader(self.read_fd)
-
-    def _say(self, data: bytes, *, final: bool = False) -> None:
-        text = self._log.feed(self._number, data, final=final)
-        if text:
-            self._emit("log", stream=self._number, data=text)
-
-    def close(self) -> None:
-        """Read what is left (all writers are gone) and say it."""
-        os.close(self.write_fd)
-        self._loop.remove_reader(self.read_fd)
-        with contextlib.suppress(BlockingIOError):
-            while data := os.read(self.read_fd, READ_SIZE):
-                self._say(data)
-        self._say(b"", final=True)
-        os.close(self.read_fd)
 
 
 __all__ = ["FailedRun", "Materials", "MountSpec", "StepExecutor", "image_identity", "step_failed"]

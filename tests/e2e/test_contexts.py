@@ -176,6 +176,12 @@ def test_a_secret_authorizes_a_download_and_stays_with_its_host(
     secret = f"id=HTTP_AUTH_TOKEN_127.0.0.1,src={path}/token"
     daemon.ok("build", "--secret", secret, path)
     assert site.headers[-1]["authorization"] == "Bearer s3cr3t"
+    site.redirects["/away"] = f"http://localhost:{site.port}/f"
+    moved = context(Dockerfile=f"FROM busybox\nADD {site.url('/away')} /f\n")
+    daemon.ok("build", "--secret", secret, moved)
+    asked = dict(zip((path for path, _ in site.asked), site.headers, strict=True))
+    assert asked["/away"]["authorization"] == "Bearer s3cr3t"
+    assert "authorization" not in asked["/f"]
 
 
 def test_a_context_by_http_is_an_archive_or_a_dockerfile(

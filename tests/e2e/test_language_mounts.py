@@ -64,6 +64,16 @@ FROM busybox
 RUN --mount=type=cache,target=/c2,from=seed,source=/d cat /c2/sub/f && echo more > /c2/g
 RUN --mount=type=cache,target=/c2,from=seed,source=/d test "$(cat /c2/sub/f /c2/g)" = "$(printf 'seeded\\nmore')"
 """,
+    "a cache mount of another source, or of none, is another cache": """\
+FROM busybox AS seed
+RUN mkdir /d && echo one > /d/f
+FROM seed AS other
+RUN echo two > /d/f
+FROM busybox
+RUN --mount=type=cache,target=/c,id=sourced,from=seed,source=/d cat /c/f > /1
+RUN --mount=type=cache,target=/c,id=sourced,from=other,source=/d cat /c/f > /2
+RUN --mount=type=cache,target=/c,id=sourced test ! -e /c/f && test "$(cat /1 /2)" = "$(printf 'one\\ntwo')"
+""",
     "a read-only cache mount can't be written": """\
 FROM busybox
 RUN --mount=type=cache,target=/c3 echo x > /c3/f

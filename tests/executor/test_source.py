@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator
 from dataclasses import replace
@@ -118,3 +119,14 @@ async def test_a_checksum_that_is_known_needs_no_asking(store: Store, tmp_path: 
 async def test_a_checksum_that_isnt_met_is_refused(store: Store, tmp_path: Path) -> None:
     with pytest.raises(Corrupt, match="expected sha256:"):
         await get(store, Server(b"x"), HttpSource("http://h/f", "f", Digest.of(b"y")), tmp_path)
+
+
+@pytest.mark.parametrize("algorithm", ["sha384", "sha512"])
+async def test_a_checksum_may_be_of_another_algorithm(
+    store: Store, tmp_path: Path, algorithm: str
+) -> None:
+    wanted = f"{algorithm}:{hashlib.new(algorithm, b'data').hexdigest()}"
+    got = await get(store, Server(b"data"), HttpSource("http://h/f", "f", wanted), tmp_path)
+    got.directory.close()
+    with pytest.raises(Corrupt, match=f"{algorithm}:[0-9a-f]+, expected {wanted}"):
+        await get(store, Server(b"other"), HttpSource("http://h/g", "g", wanted), tmp_path)
