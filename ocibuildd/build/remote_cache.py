@@ -14,20 +14,22 @@ import asyncio
 import base64
 import zlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from ..errors import BuildError, Corrupt, InvalidArgument
+from ..executor.image import name_of
 from ..executor.unpack import Unpacker
 from ..model.digest import Digest
-from ..model.oci import Descriptor, decode_manifest
+from ..model.oci import MANIFEST_TYPES, Descriptor, Index
 from ..model.reference import Reference
 from ..model.request import CacheSpec
 from ..ports import LayerId, Record, Registry
 from ..registry.layout import Layout
+from ..registry.protocol import parse_document
 from ..runtime import in_thread
 from ..store import Store
 from ..store.leases import Lease
@@ -35,6 +37,8 @@ from ..store.leases import Lease
 CONFIG_TYPE = "application/vnd.ocibuildd.cache.config.v1+json"
 INLINE_FIELD = "ocibuildd.cache.v1"
 MAX_CONFIG = 64 << 20
+BUILDKIT = "application/vnd.buildkit."
+FOREIGN = "what docker or another builder built is a cache for that builder only: write one of ours with --cache-to"
 MAX_RECORDS = 100_000
 MAX_PREIMAGES = 16 << 20
 """Bytes of preimages that are exported; beyond, records go without (they can't be explained then)."""
@@ -174,21 +178,15 @@ class RemoteCaches:
         for spec, outcome in zip(specs, outcomes, strict=True):
             if isinstance(outcome, BuildError | msgspec.MsgspecError | ValueError | OSError):
                 name = spec.attrs.get("ref") or spec.attrs.get("src") or spec.type
-                warnings.append(f"cache {name}: {outcome}: not imported")
+                hint = outcome.hint if isinstance(outcome, BuildError) else ""
+                told = outcome.message if isinstance(outcome, BuildError) else outcome
+                warnings.append(f"cache {name}: {told}: not imported" + (f" ({hint})" if hint else ""))
             elif isinstance(outcome, BaseException):
                 raise outcome
         return warnings
 
     async def _load(self, spec: CacheSpec, imported: Imported) -> None:
         source, reference = self._source(spec)
-        fetched = await source.resolve(reference, auth=self.auth)
-        manifest = decode_manifest(fetched.data)
-        if manifest.config is None or manifest.config.size > MAX_CONFIG:
-            raise Corrupt("no cache: its manifest has no config, or one too large")
-        parts = [part async for part in source.blob(reference, manifest.config, auth=self.auth)]
-        data = b"".join(parts)
-        if manifest.config.media_type != CONFIG_TYPE:
-            data = extract(data)
 
         async def fetch(digest: Digest, size: int) -> None:
             descriptor = Descriptor("application/octet-stream", digest, size)
@@ -200,7 +198,50 @@ class RemoteCaches:
                 writer.commit(digest, size)
             self.lease.add(blobs=(digest,))
 
-        imported.add(msgspec.json.decode(data, type=CacheConfig), fetch)
+        # As dockerd does: an image that is here needn't be asked for, if there is a cache in it.
+        here = None if spec.type == "local" else self._image_here(reference)
+        for data in [here] if here else await self._listings(source, reference):
+            imported.add(msgspec.json.decode(data, type=CacheConfig), fetch)
+
+    def _image_here(self, reference: Reference) -> bytes | None:
+        """The cache in the local image of that name."""
+        name = self.store.images.resolve(name_of(reference))
+        try:
+            return extract(self.store.blobs.read(name.image, MAX_CONFIG)) if name else None
+        except BuildError:
+            return None
+
+    async def _listings(self, source: Registry, reference: Reference) -> list[bytes]:
+        """The configs of a cache, or of the caches in an image; of all platforms, where it is an index.
+        Raises Corrupt where there is none."""
+        what = f"cache {reference.familiar}"
+        fetched = await source.resolve(reference, auth=self.auth)
+        document = parse_document(fetched.data, fetched.media_type, what)
+        manifests = [document]
+        if isinstance(document, Index):
+            entries = [entry for entry in document.manifests if entry.media_type in MANIFEST_TYPES]
+            if len(entries) < len(document.manifests):
+                raise Corrupt("it is a cache of another builder, or no image", hint=FOREIGN)
+            named = [replace(reference, tag=None, digest=entry.digest) for entry in entries]
+            answers = [await source.resolve(one, auth=self.auth) for one in named]
+            manifests = [parse_document(one.data, one.media_type, what) for one in answers]
+        found = []
+        for manifest in manifests:
+            if isinstance(manifest, Index) or manifest.config is None:
+                continue
+            if manifest.config.size > MAX_CONFIG:
+                raise Corrupt(f"its config has {manifest.config.size:,} bytes, at most {MAX_CONFIG:,} are read")
+            parts = source.blob(reference, manifest.config, auth=self.auth)
+            data = b"".join([part async for part in parts])
+            if manifest.config.media_type == CONFIG_TYPE:
+                found.append(data)
+            elif manifest.config.media_type.startswith(BUILDKIT):
+                raise Corrupt("it is a cache of BuildKit", hint=FOREIGN)
+            elif INLINE_FIELD.encode() in data:
+                found.append(extract(data))
+        if not found:
+            raise Corrupt("the image has no cache in it", hint=FOREIGN)
+        return found
 
     def _source(self, spec: CacheSpec) -> tuple[Registry, Reference]:
         if spec.type == "local":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ from fixtures import registry  # noqa: F401
 
 from ocibuildd.build.remote_cache import CacheConfig, CachedLayer, CachedRecord, extract, inject
 from ocibuildd.errors import Corrupt
+from ocibuildd.model.digest import Digest
 from ocibuildd.model.request import CacheSpec
 from ocibuildd.registry.client import RegistryClient
+from ocibuildd.store.policy import Policy
 
 spec = importlib.util.spec_from_file_location("build_bench", Path(__file__).with_name("conftest.py"))
 assert spec is not None
@@ -81,6 +84,75 @@ async def test_a_cache_in_a_registry_is_read_by_another_daemon(
             assert first.info.steps == 4
     finally:
         await client.close()
+
+
+INLINE = (CacheSpec("inline", {}),)
+
+
+async def test_a_cache_in_the_image_changes_its_id_and_nothing_else(bench: Any, context: Any) -> None:
+    path = context("FROM busybox\nRUN echo a > /a\n")
+    plain = (await bench.build(path, reproducible=True)).ok().info.image
+    one = (await bench.build(path, reproducible=True, cache_to=INLINE)).ok().info.image
+    two = (await bench.build(path, reproducible=True, cache_to=INLINE)).ok().info.image
+    assert one == two != plain
+    assert bench.store.images.get(one).chain == bench.store.images.get(plain).chain
+
+
+async def test_a_local_image_with_a_cache_in_it_is_asked_before_any_registry(
+    bench: Any, context: Any
+) -> None:
+    path = context("FROM busybox\nRUN echo a > /a\nRUN cat /a > /b\n")
+    (await bench.build(path, cache_to=INLINE, tags=("app:1",))).ok()
+    bench.store.collect([Policy("everything", all=True)])
+    assert bench.store.records.count() == 0
+    source = (CacheSpec("registry", {"ref": "app:1"}),)
+    again = (await bench.build(path, cache_from=source)).ok()
+    assert again.ran == []
+
+
+def cache_warnings(built: Any) -> list[str]:
+    return [e["text"] for e in built.events if e["type"] == "message" and "not imported" in e["text"]]
+
+
+async def test_an_image_without_a_cache_is_none_and_that_is_said(
+    context: Any, tmp_path: Path, registry: str  # noqa: F811
+) -> None:
+    path, ref = context("FROM busybox\nRUN echo a > /a\n"), f"{registry}/plain:1"
+    client = RegistryClient()
+    try:
+        async with running(tmp_path / "one", client) as one:
+            (await one.build(path, tags=(ref,), push=True)).ok()
+        async with running(tmp_path / "two", client) as two:
+            built = (await two.build(path, cache_from=(CacheSpec("registry", {"ref": ref}),))).ok()
+            (warning,) = cache_warnings(built)
+            assert f"cache {ref}: the image has no cache in it: not imported" in warning
+            assert "--cache-to" in warning
+            assert len(built.ran) == 1
+    finally:
+        await client.close()
+
+
+@pytest.mark.parametrize("form", ["index", "manifest"])
+async def test_a_cache_of_buildkit_is_told_from_an_image(
+    form: str, bench: Any, context: Any, tmp_path: Path
+) -> None:
+    config = b'{"layers":[],"records":[]}'
+    of = {"mediaType": "application/vnd.buildkit.cacheconfig.v0", "size": len(config),
+          "digest": str(Digest.of(config))}
+    document = {"schemaVersion": 2, "mediaType": f"application/vnd.oci.image.{form}.v1+json"}
+    document |= {"manifests": [of]} if form == "index" else {"config": of, "layers": []}
+    (tmp_path / "bk" / "blobs" / "sha256").mkdir(parents=True)
+    blob = json.dumps(document).encode()
+    entry = {"mediaType": document["mediaType"], "digest": str(Digest.of(blob)), "size": len(blob),
+             "annotations": {"org.opencontainers.image.ref.name": "latest"}}
+    for data in (blob, config):
+        (tmp_path / "bk" / "blobs" / "sha256" / Digest.of(data).hex).write_bytes(data)
+    (tmp_path / "bk" / "oci-layout").write_text('{"imageLayoutVersion":"1.0.0"}')
+    (tmp_path / "bk" / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [entry]}))
+    source = (CacheSpec("local", {"src": str(tmp_path / "bk")}),)
+    built = (await bench.build(context("FROM busybox\nRUN true\n"), cache_from=source)).ok()
+    (warning,) = cache_warnings(built)
+    assert "it is a cache of" in warning
 
 
 CONFIG = CacheConfig(1, (CachedLayer("d", "e", 1, "m"),), (CachedRecord("k", (0,), preimage="long"),))
