@@ -115,13 +115,11 @@ def _sources(site: Site, sources: list[Any], fds: list[int]) -> Iterator[list[So
 def pack(site: Site, args: Arguments, fds: list[int]) -> dict[str, Any]:
     """A COPY, ADD or WORKDIR straight into a layer, to fds[0].
 
-    ``known``: descriptors of files of fingerprints of the sources' files.
     With ``reuse`` {segments: base64, fd: of the blob that they are in}, what didn't change isn't compressed again;
     the answer then has ``segments`` of the new layer."""
     import base64
 
     from .layer import copy
-    from .layer.fingerprints import Fingerprints
     from .layer.sink import Reuse
 
     output, wanted = args["output"], args.get("reuse")
@@ -129,10 +127,9 @@ def pack(site: Site, args: Arguments, fds: list[int]) -> dict[str, Any]:
     if wanted is not None:
         blob = fds[wanted["fd"]] if "fd" in wanted else None
         reuse = Reuse.load(base64.b64decode(wanted["segments"]), blob, output)
-    known = Fingerprints.gather([fds[number] for number in args.get("known", ())])
     with _sources(site, args["sources"], fds) as sources, site.mounted(args["lowers"]) as root:
         packed = dict(copy.pack(
-            sources, args["copy"], root, fds[0], output, reuse=reuse, known=known, **_options(site),
+            sources, args["copy"], root, fds[0], output, reuse=reuse, **_options(site),
         ))
     if reuse is not None:
         packed["segments"] = base64.b64encode(reuse.dump(output)).decode()
@@ -140,11 +137,26 @@ def pack(site: Site, args: Arguments, fds: list[int]) -> dict[str, Any]:
 
 
 def checksum(site: Site, args: Arguments, fds: list[int]) -> dict[str, Any]:
-    """The content of a selection of files."""
+    """The content of a selection of files.
+
+    With ``local`` {scan, remember, known}, descriptors: of a context on this machine, whose selection goes to the first
+    of them, fingerprints to the second where they are new (``changed``); the third, if any, has those known."""
     from .layer import checksum as layer
+    from .layer.fingerprints import Fingerprints
+    from .layer.scan import Scan
 
     with _sources(site, [args["source"]], fds) as sources:
-        return dict(layer.checksum(sources[0], args["copy"], **_options(site)))
+        local = args.get("local")
+        if local is None:
+            return dict(layer.checksum(sources[0], args["copy"], **_options(site)))
+        syscalls.capset((), ())  # what the user may not read himself isn't read for him
+        prints = Fingerprints.load(fds[local["known"]]) if "known" in local else Fingerprints()
+        scan = Scan()
+        found = layer.checksum(sources[0], args["copy"], fingerprints=prints, scan=scan, **_options(site))
+        scan.write(fds[local["scan"]])
+        if prints.changed:
+            prints.write(fds[local["remember"]])
+        return {**found, "changed": prints.changed}
 
 
 def replicate(site: Site, args: Arguments, fds: list[int]) -> dict[str, Any]:

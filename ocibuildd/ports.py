@@ -134,7 +134,7 @@ class Checksum(TypedDict):
     files: {path: short digest} for explaining a miss; at most MAX_EXPLAINED entries.
     missing: literal paths that matched nothing; ignored: {path: the pattern that hides it};
     matches: things that the paths name (a directory is one).
-    scan: the selection itself (``layer.scan.Scan``), where it was made in main.
+    scan: the selection itself, for ``SourceDir.scan`` (it has ``memfd``), of a local context.
     near: {missing path: names like it}.  ``layer.select.not_found`` makes the error."""
 
     digest: str

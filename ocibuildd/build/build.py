@@ -316,8 +316,7 @@ class Build:
             fetch_http=lambda op, emit: self._fetch_http(op, secrets, emit),
             fetch_git=lambda op, emit: self._fetch_git(op, secrets, emit),
             checksum=self._checksums(), kept=site.contents.kept,
-            fingerprints=site.contents.fingerprints, on_failed=self._failed, admit=site.admit,
-            log_limit=site.settings.log_bytes, masked=masked,
+            on_failed=self._failed, admit=site.admit, log_limit=site.settings.log_bytes, masked=masked,
         )
         return StepExecutor(site.store, site.nsd, site.puller, materials)
 

@@ -1,7 +1,9 @@
-"""Checksums of local contexts: in main's own threads, with what is known of unchanged files.
+"""Checksums of local contexts, with what is known of unchanged files: one stat a file.
 
-nsd can't be asked for them cheaply: the fingerprints (device, inode, size, mtime, ctime → digest) live
-here, and with them a checksum is one stat a file."""
+The fingerprints (device, inode, size, mtime, ctime → digest) are a file a directory.  Small directories are looked at
+in a thread of main's, which is faster by the fork; large ones by a job of nsd, so that main's memory and its GIL
+stay out of it.
+"""
 
 from __future__ import annotations
 
@@ -9,18 +11,38 @@ import asyncio
 import contextlib
 import hashlib
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import cast
+from typing import Any, Final, cast
 from weakref import WeakValueDictionary
 
 from ..layer.checksum import checksum
-from ..layer.fingerprints import Fingerprints
+from ..layer.fingerprints import RECORD, Fingerprints
 from ..layer.scan import Scan
 from ..layer.select import Source
 from ..ports import Checksum, CopySpec, Nsd, SourceDir
 from ..runtime import in_thread
 from .kept import KeptSegments
 from .source import Directory
+
+SMALL: Final = 3000 * RECORD
+"""Bytes of fingerprints of a directory that main looks at itself.  One that isn't known yet may be any size."""
+
+
+class ScanFile:
+    """A scan that a job wrote; ``layer.scan.Scan.memfd`` in another form."""
+
+    def __init__(self) -> None:
+        self.fd = os.memfd_create("scan")
+
+    def memfd(self) -> int:
+        """The descriptor, the caller's from now on."""
+        fd, self.fd = self.fd, -1
+        return fd
+
+    def __del__(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
 
 
 class LocalContents:
@@ -32,21 +54,60 @@ class LocalContents:
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self.kept = KeptSegments()
 
-    def fingerprints(self, directory: Directory) -> int:
-        """A descriptor of what is remembered of a directory's files, the caller's to close; -1: nothing is."""
-        if directory.path:
-            with contextlib.suppress(OSError):
-                return os.open(self._directory / _name(directory), os.O_RDONLY | os.O_CLOEXEC)
-        return -1
-
     async def checksum(self, directory: Directory, source: SourceDir, spec: CopySpec) -> Checksum:
         """Of a selection of a directory's files.  Raises what ``layer.select.checksum`` raises."""
         if not directory.path:
             found = await self._nsd.call("checksum", {"source": source, "copy": spec}, [directory.fd])
             return cast("Checksum", found)
         key = _name(directory)
+        path = self._directory / key
         async with self._locks.setdefault(key, asyncio.Lock()):
-            return await in_thread(_local, directory, source, spec, self._directory / key)
+            if 0 < _size(path) <= SMALL:
+                return await in_thread(_local, directory, source, spec, path)
+            return await self._by_job(directory, source, spec, path)
+
+    async def _by_job(
+        self, directory: Directory, source: SourceDir, spec: CopySpec, path: Path
+    ) -> Checksum:
+        scan = ScanFile()
+        with _replacing(path) as (remember, keep):
+            fds = [directory.fd, scan.fd, remember]
+            local = {"scan": 1, "remember": 2}
+            known = -1
+            with contextlib.suppress(FileNotFoundError):
+                known = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                local["known"] = len(fds)
+                fds.append(known)
+            try:
+                args = {"source": source, "copy": spec, "local": local}
+                found: dict[str, Any] = await self._nsd.call("checksum", args, fds)
+            finally:
+                if known >= 0:
+                    os.close(known)
+            if found.pop("changed"):
+                keep()
+        found["scan"] = scan
+        return cast("Checksum", found)
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[tuple[int, Callable[[], None]]]:
+    """(descriptor of a new file, what puts it in the place of ``path``); it is gone otherwise."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        yield fd, lambda: os.replace(temporary, path)
+    finally:
+        os.close(fd)
+        with contextlib.suppress(FileNotFoundError):
+            temporary.unlink()
 
 
 def _name(directory: Directory) -> str:

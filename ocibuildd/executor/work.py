@@ -45,6 +45,7 @@ from ocibuildd.store import Store
 from ocibuildd.store.cache_mounts import Grip
 from ocibuildd.store.failpoints import hit
 
+from .contents import ScanFile
 from .context_trees import ContextTrees
 from .copy import copy_spec, directory_of, inline_dir, selections, source_dir
 from .failures import missing_source, step_failed
@@ -76,7 +77,7 @@ class Materials:
 
     images: by vertex index, as resolved.  contexts: by name.  around: of every RUN.
     fetch_http, fetch_git: how remote sources come (vertex's op, emit) → Result.
-    checksum: of a directory's files.  fingerprints: a descriptor of what is remembered of them, or -1.
+    checksum: of a directory's files.
     kept: compressed segments of earlier layers.
     on_failed: takes over a failed step's tree (True) or not.
     admit: room on the disk before a step writes, collected if need be; raises NoSpace.
@@ -95,7 +96,6 @@ class Materials:
     fetch_git: Callable[[GitSource, Emit], Any]
     checksum: Callable[[Directory, SourceDir, Any], Any]
     kept: KeptSegments
-    fingerprints: Callable[[Directory], int]
     on_failed: Callable[[FailedRun], bool]
     admit: Callable[[], Any]
     log_limit: int = STEP_LOG_LIMIT
@@ -112,7 +112,7 @@ class StepExecutor:
         self._materials = materials
         self._unused: set[LayerId] = set()
         self._stamps: dict[tuple[int, str], str] = {}
-        self._scans: dict[tuple[int, str], Scan] = {}
+        self._scans: dict[tuple[int, str], Scan | ScanFile] = {}
         self._digests: dict[tuple[int, str], str] = {}
         self._emptied: set[str] = set()
         self._trees = ContextTrees(store, nsd, puller.unpacker)
@@ -125,6 +125,7 @@ class StepExecutor:
                 self._store.layers.drop(layer)
                 self._puller.unpacker.discard(tree)
         self._unused.clear()
+        self._scans.clear()
         self._trees.close()
 
     def _op(self, vertex: int) -> Any:
@@ -188,7 +189,7 @@ class StepExecutor:
             found = cast("Checksum", await materials.checksum(directory, files, spec))
             self._digests[vertex, selection.role] = found["digest"]
             scan = found.pop("scan", None)
-            if scan is not None:
+            if scan is not None and isinstance(op, Copy):
                 self._scans[vertex, selection.role] = scan
             if directory.path:
                 self._stamps[vertex, selection.role] = found.get("stamp", "")
@@ -283,9 +284,7 @@ class StepExecutor:
         ]
         places = [(directory.path if directory else "", paths) for directory, paths in directories]
         key = signature(places, args["copy"], self._materials.output)
-        blob, known_fds = -1, self._fingerprints(directories)
-        args["known"] = list(range(len(fds), len(fds) + len(known_fds)))
-        fds = [*fds, *known_fds]
+        blob = -1
         try:
             if key:
                 args["reuse"] = {"segments": ""}
@@ -296,18 +295,12 @@ class StepExecutor:
                     fds = [*fds, blob]
             packed = await self._nsd.call("pack", args, fds)
         finally:
-            for fd in known_fds + [blob] * (blob >= 0):
-                os.close(fd)
+            if blob >= 0:
+                os.close(blob)
         segments = packed.pop("segments", "")
         if key and segments and not packed["empty"]:
             kept.put(key, Digest(packed["digest"]), segments)
         return cast("Packed", packed)
-
-    def _fingerprints(self, directories: Sequence[tuple[Directory | None, Any]]) -> list[int]:
-        """Descriptors of what is remembered of the files of these."""
-        different = {each.path: each for each, _ in directories if each is not None}
-        found = [self._materials.fingerprints(each) for each in different.values()]
-        return [fd for fd in found if fd >= 0]
 
     async def _run(self, vertex: int, op: Run, inputs: Sequence[Result], emit: Emit) -> Work:
         store, materials = self._store, self._materials

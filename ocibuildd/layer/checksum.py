@@ -90,6 +90,7 @@ class _Summer:
                 os.close(self._fd)
         if self.scan is not None:
             self.scan.marked = self.selector.marked
+            self.scan.digest = self.fingerprints.plain
         missing = self.selector.missing
         return Checksum(
             digest="sha256:" + self.total.hexdigest(),

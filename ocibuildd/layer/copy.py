@@ -13,7 +13,7 @@ from ..ports import CopySpec, Output, Packed
 from . import tar
 from .addtar import ArchiveAdder, is_archive
 from .emit import Emitter
-from .fingerprints import Fingerprints, key
+from .fingerprints import UNKNOWN, key
 from .modes import parents_mode, parse_mode, parse_owner
 from .owners import Owners, read_xattrs
 from .paths import Root, clean, split
@@ -37,11 +37,9 @@ def pack(
     shift: int = 0,
     squash: bool = False,
     reuse: Reuse | None = None,
-    known: Fingerprints | None = None,
 ) -> Packed:
     """Write the layer that a COPY, ADD or WORKDIR makes over ``root`` (None: scratch).
 
-    ``known``: digests of files of sources, as ``checksum`` saved them.
     With ``spec["link"]`` only names of users are looked up in ``root``.  Entries are sorted, parents come first, the
     result depends on nothing but the inputs (and the clock where ``spec`` has no epoch, for directories that it makes).
     Raises NotFound (a literal source that isn't there), InvalidArgument, TooLarge, OSError."""
@@ -56,7 +54,7 @@ def pack(
         raise unreadable(error) from error
     sink = LayerSink(output_fd, output, reuse=reuse)
     try:
-        _write(copier, Emitter(sink, owners, output, known))
+        _write(copier, Emitter(sink, owners, output))
         packed = sink.close()
         packed["stamps"] = copier.stamps
         return packed
@@ -300,6 +298,7 @@ def _write(copier: _Copier, emitter: Emitter) -> None:
                     node.gid,
                     node.mtime_ns,
                     found.status,
+                    getattr(found.status, "digest", UNKNOWN),  # a scan's has it
                     tree=selector.source.owned,
                 )
         known = {path for path, node in entries if node.kind == tar.DIRECTORY}

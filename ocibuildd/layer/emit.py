@@ -9,7 +9,7 @@ from typing import Final
 from ..errors import InvalidArgument, TooLarge
 from ..ports import Output
 from . import tar
-from .fingerprints import Fingerprints, key
+from .fingerprints import UNKNOWN
 from .owners import Owners, has_xattrs, read_xattrs
 from .sink import SEGMENT_MAX, LayerSink, identity
 
@@ -19,16 +19,11 @@ _GIGA = 1_000_000_000
 
 
 class Emitter:
-    """Writes entries to a sink.  Paths are relative, without a slash at the end.
+    """Writes entries to a sink.  Paths are relative, without a slash at the end."""
 
-    known: digests of files that need not be computed again."""
-
-    def __init__(
-        self, sink: LayerSink, owners: Owners, output: Output, known: Fingerprints | None = None
-    ):
+    def __init__(self, sink: LayerSink, owners: Owners, output: Output):
         self.sink = sink
         self.owners = owners
-        self._known = known
         clamp = output["clamp"]
         self._clamp = None if clamp is None else clamp * _GIGA
         self._links: dict[tuple[int, int, int], bytes] = {}
@@ -103,16 +98,18 @@ class Emitter:
         gid: int,
         mtime_ns: int,
         status: os.stat_result,
+        digest: bytes = UNKNOWN,
         *,
         tree: bool,
     ) -> None:
-        """A regular file, as ``status`` has it.  Raises InvalidArgument when it isn't so any more."""
+        """A regular file, as ``status`` has it.  Raises InvalidArgument when it isn't so any more.
+
+        digest: ``sink.data_digest`` of its bytes, where it is known and the file has no xattrs."""
         fd = os.open(name, _OPEN, dir_fd=dir_fd)
         try:
             size = status.st_size
-            digest = self._known.plain(key(status)) if self._known is not None else None
             xattrs = None
-            if digest is None and has_xattrs(fd):
+            if digest == UNKNOWN and has_xattrs(fd):
                 xattrs = read_xattrs(fd, self.owners, tree=tree)
             if size > SEGMENT_MAX:
                 self._big(path, fd, status, mode, uid, gid, mtime_ns, xattrs, digest)
@@ -151,7 +148,7 @@ class Emitter:
         gid: int,
         mtime_ns: int,
         xattrs: Mapping[bytes, bytes] | None,
-        digest: bytes | None,
+        digest: bytes,
     ) -> None:
         size = status.st_size
         _check(path)

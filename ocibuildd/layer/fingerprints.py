@@ -13,21 +13,20 @@ import os
 import struct
 import time
 import zlib
-from collections.abc import Sequence
 from typing import Final
 
 MAGIC: Final = b"ocibuildd fingerprints 2\n"
 RECORD: Final = 72
 """40 bytes of fingerprint, 32 of digest, whose last bit says that the file has xattrs that count."""
 MAX_RECORDS: Final = 2_000_000
-MAX_GATHERED: Final = 200_000
-"""More than these aren't taken into a job's memory, about 300 bytes each."""
 SPARE: Final = 50_000
 """Records of files that one selection doesn't ask for and the next one may."""
 RACY_NS: Final = 100_000_000
 """More than the tick of any kernel's file times (1 to 10 ms)."""
 COARSE_NS: Final = 2_000_000_000
 """The same for file systems that keep whole seconds (or FAT's two)."""
+UNKNOWN: Final = bytes(32)
+"""What stands for a digest that isn't known."""
 _PACK = struct.Struct("<QQQqq").pack
 _GIGA = 1_000_000_000
 
@@ -48,18 +47,17 @@ class Fingerprints:
         self.changed = False
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str] | int, limit: int = MAX_RECORDS) -> Fingerprints:
-        """From a file (or a descriptor of one, which is closed); a missing, damaged or foreign one gives none, and
-        one of more than ``limit`` records too."""
+    def load(cls, path: str | os.PathLike[str] | int) -> Fingerprints:
+        """From a file (or a descriptor of one, which is closed); a missing, damaged or foreign one gives none."""
         self = cls()
         try:
             with open(path, "rb") as file:
-                data = file.read(len(MAGIC) + 4 + limit * RECORD + 1)
+                data = file.read(len(MAGIC) + 4 + MAX_RECORDS * RECORD + 1)
         except OSError:
             return self
         start = len(MAGIC) + 4
         body = memoryview(data)[start:]
-        if data[: len(MAGIC)] != MAGIC or len(body) % RECORD or len(body) > limit * RECORD:
+        if data[: len(MAGIC)] != MAGIC or len(body) % RECORD or len(body) > MAX_RECORDS * RECORD:
             return self
         if _sum(body) != data[len(MAGIC) : start]:
             return self
@@ -69,33 +67,31 @@ class Fingerprints:
         }
         return self
 
-    @classmethod
-    def gather(cls, fds: Sequence[int]) -> Fingerprints | None:
-        """From several descriptors, left open; None where there are none."""
-        self = cls()
-        for fd in fds:
-            more = cls.load(os.dup(fd), MAX_GATHERED)
-            self._old = {**self._old, **more._old} if self._old else more._old  # noqa: SLF001 - ours
-        return self if self._old else None
-
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write them atomically, when something is new.  What nobody asked for is forgotten once it is the most."""
+        """Write them atomically, when something is new."""
         if not self.changed:
             return
-        if len(self._old) > 3 * len(self._used) + SPARE:
-            self._old = {}
-        self._old.update(self._used)
-        body = b"".join(key + value for key, value in self._old.items())[-MAX_RECORDS * RECORD :]
         temporary = f"{os.fspath(path)}.{os.getpid()}.tmp"
         try:
             with open(temporary, "wb") as file:
-                file.write(MAGIC + _sum(body) + body)
+                self.write(file.fileno())
             os.replace(temporary, path)
         except BaseException:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
             raise
         self.changed = False
+
+    def write(self, fd: int) -> None:
+        """Into an open, empty file.  What nobody asked for is forgotten once it is the most."""
+        if len(self._old) > 3 * len(self._used) + SPARE:
+            self._old = {}
+        self._old.update(self._used)
+        parts = [part for record in self._old.items() for part in record]
+        body = b"".join(parts)[-MAX_RECORDS * RECORD :]
+        view = memoryview(MAGIC + _sum(body) + body)
+        while view:
+            view = view[os.write(fd, view) :]
 
     def get(self, fingerprint: bytes) -> bytes | None:
         value = self._used.get(fingerprint)
@@ -107,7 +103,7 @@ class Fingerprints:
 
     def plain(self, fingerprint: bytes) -> bytes | None:
         """The digest of a known file's bytes, where it has no xattrs (``layer.sink.data_digest`` of them)."""
-        value = self._old.get(fingerprint)
+        value = self._used.get(fingerprint) or self._old.get(fingerprint)
         return None if value is None or value[-1] & 1 else value
 
     def put(self, status: os.stat_result, value: bytes, read_at_ns: int) -> None:

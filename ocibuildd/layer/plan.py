@@ -246,7 +246,7 @@ class Plan:
                 needed.add(parent)
                 parent = paths.split(parent)[0]
         needed.discard(b"")
-        chosen = [(path, self.nodes[path]) for path in needed]
+        chosen = [item for item in self.nodes.items() if item[0] in needed]  # sorted, nearly
         chosen.sort(key=lambda item: item[0].replace(b"/", b"\0"))
         return chosen
 

@@ -23,6 +23,7 @@ from isal import isal_zlib
 from .. import syscalls
 from ..ports import Output, Packed
 from . import compress, tar
+from .fingerprints import UNKNOWN
 
 if TYPE_CHECKING:
     from hashlib import _Hash as Hash
@@ -46,7 +47,7 @@ THREADS: Final = 4
 class Segment:
     """One stretch of the tar on its way: ``ready`` is set when ``packed`` holds its compressed bytes.
 
-    ``key``: what its bytes follow from, then a digest of that; b"": they are digested themselves.
+    ``key``: what its bytes follow from, then a digest of that; b"": nobody knows (a big file without a known digest).
     ``file``: the hash of a big file, whose next ``body`` bytes the segment begins with; ``last``: no more follow."""
 
     data: bytes
@@ -145,7 +146,7 @@ class LayerSink:
     # --- the caller's thread
 
     def add(
-        self, header: bytes, identity: bytes, data: bytes = b"", digest: bytes | None = None
+        self, header: bytes, identity: bytes, data: bytes = b"", digest: bytes = UNKNOWN
     ) -> None:
         """One whole entry of at most ``SEGMENT_MAX`` bytes of data.  ``identity`` is what the content digest has of it
         (all but its times), beside ``digest`` (``data_digest`` of the data, where the caller has it already)."""
@@ -161,7 +162,8 @@ class LayerSink:
             size = len(data)
             parts.append(data)
             if self._content is not None:
-                digest = digest or data_digest(hashlib.sha256(data))
+                if digest == UNKNOWN:
+                    digest = data_digest(hashlib.sha256(data))
                 self._identity.append(digest)
                 self._key.append(digest)
             pad = -size % 512
@@ -169,14 +171,15 @@ class LayerSink:
                 parts.append(bytes(pad))
             self._size += size + pad
 
-    def begin(self, header: bytes, identity: bytes, digest: bytes | None = None) -> None:
+    def begin(self, header: bytes, identity: bytes, digest: bytes = UNKNOWN) -> None:
         """A big entry; its ``data`` follows in pieces, all but the last of them of ``SEGMENT_MAX`` bytes."""
         self.add(header, identity)
-        if digest is not None:
+        known = digest != UNKNOWN
+        if known:
             self._identity.append(digest)
         self._flush()
-        self._file = hashlib.sha256() if digest is None and self._content is not None else None
-        self._place = (digest or b"", 0)
+        self._file = hashlib.sha256() if not known and self._content is not None else None
+        self._place = (digest if known else b"", 0)
 
     def data(self, data: bytes) -> None:
         digest, at = self._place
@@ -322,21 +325,20 @@ class LayerSink:
                     self._content.update(data_digest(segment.file))
 
     def _compress(self, segment: Segment, codec: compress.Codec) -> None:
-        if self._reuse is None:
+        if self._reuse is None or not segment.key:
             segment.packed = codec.segment(segment.data)
         else:
-            key = hashlib.sha256(segment.key or segment.data).digest()[:16]
-            kept = self._reuse.find(key)
+            segment.key = hashlib.sha256(segment.key).digest()[:16]
+            kept = self._reuse.find(segment.key)
             segment.packed = codec.segment(segment.data) if kept is None else kept
             self._reuse.kept += kept is not None
-            segment.key = key
         segment.ready.set()
 
     def _store(self, segment: Segment) -> None:
         segment.ready.wait()
         if self._failed is not None:
             return
-        if self._reuse is not None:
+        if self._reuse is not None and segment.key:
             self._reuse.made[segment.key] = (
                 self._written,
                 len(segment.packed),

@@ -35,19 +35,16 @@ def context(tmp_path, monkeypatch):
 
 
 def scanned(context, spec=SPEC, paths=(".",), **more):
-    """(source with its scan, fingerprints as a job gets them)."""
+    """A source with its scan, as a job gets it."""
     fd = os.open(context, os.O_PATH | os.O_DIRECTORY)
-    prints, scan = Fingerprints(), Scan()
+    scan = Scan()
     files = select.Source(fd=fd, paths=paths, **more)
-    checksum.checksum(files, spec, fingerprints=prints, scan=scan)
-    prints.save(context.parent / "prints")
-    scan_fd, known_fd = scan.memfd(), os.open(context.parent / "prints", os.O_RDONLY)
+    checksum.checksum(files, spec, fingerprints=Fingerprints(), scan=scan)
+    scan_fd = scan.memfd()
     try:
-        given = select.Source(fd=fd, paths=paths, scan=Scan.read(scan_fd), **more)
-        return given, Fingerprints.gather([known_fd])
+        return select.Source(fd=fd, paths=paths, scan=Scan.read(scan_fd), **more)
     finally:
         os.close(scan_fd)
-        os.close(known_fd)
 
 
 def packed(context, source, spec=SPEC, **more):
@@ -69,25 +66,25 @@ def walked(source):
 ])  # fmt: skip
 def test_a_pack_from_a_scan_is_the_same_as_one_that_walks(context, changes, more):
     spec = SPEC | changes
-    source, known = scanned(context, spec, **more)
-    assert packed(context, source, spec, known=known) == packed(context, walked(source), spec)
+    source = scanned(context, spec, **more)
+    assert packed(context, source, spec) == packed(context, walked(source), spec)
 
 
 def test_segments_are_kept_without_hashing_what_is_known(context):
-    source, known = scanned(context)
+    source = scanned(context)
     first = Reuse()
-    plain = packed(context, source, known=known, reuse=first)
+    plain = packed(context, source, reuse=first)
     blob = context.parent / "blob"
     blob.write_bytes(plain[1])
     with blob.open("rb") as file:
         second = Reuse(first.made, file.fileno())
-        assert packed(context, source, known=known, reuse=second) == plain
+        assert packed(context, source, reuse=second) == plain
     assert second.kept == len(first.made) > 3
 
 
 @pytest.mark.parametrize("name", ["d1/e/f8", "big", "link"])
 def test_a_file_that_changed_since_the_scan_is_an_error(context, name):
-    source, known = scanned(context)
+    source = scanned(context)
     path = context / name
     if path.is_symlink():
         path.unlink()
@@ -95,7 +92,7 @@ def test_a_file_that_changed_since_the_scan_is_an_error(context, name):
     else:
         path.write_bytes(b"x" * path.stat().st_size)
     with pytest.raises(InvalidArgument, match="changed"):
-        packed(context, source, known=known)
+        packed(context, source)
 
 
 def test_files_with_xattrs_keep_them_though_they_are_known(context):
@@ -104,15 +101,15 @@ def test_files_with_xattrs_keep_them_though_they_are_known(context):
         os.setxattr(path, "user.a", b"b")
     except OSError:
         pytest.skip("no xattrs on this file system")
-    source, known = scanned(context)
-    assert packed(context, source, known=known) == packed(context, walked(source))
+    source = scanned(context)
+    assert packed(context, source) == packed(context, walked(source))
 
 
 def test_a_tree_deeper_than_directories_are_kept_open(context):
     deep = context / "/".join(["d"] * (select.MAX_OPEN * 2))
     deep.mkdir(parents=True)
     (deep / "f").write_text("x")
-    source, known = scanned(context)
+    source = scanned(context)
     before = len(os.listdir("/proc/self/fd"))
-    assert packed(context, source, known=known)[0]["entries"] == 50 + select.MAX_OPEN * 2
+    assert packed(context, source)[0]["entries"] == 50 + select.MAX_OPEN * 2
     assert len(os.listdir("/proc/self/fd")) == before

@@ -1,0 +1,85 @@
+"""Checksums of local contexts, by a job of a real nsd and by main."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ocibuildd.errors import InvalidArgument
+from ocibuildd.executor import contents
+from ocibuildd.executor.contents import LocalContents
+from ocibuildd.executor.source import Directory, open_directory
+from ocibuildd.layer.scan import Scan
+from ocibuildd.sandbox import launch
+
+SPEC: Any = {
+    "dest": "/", "chown": "", "chmod": "", "link": False, "parents": False, "exclude": [], "unpack": None,
+    "is_add": False, "epoch": 0,
+}
+
+
+@pytest.fixture
+async def local(tmp_path: Path) -> AsyncIterator[tuple[LocalContents, Directory]]:
+    """Contents, and the directory ``tmp_path/context`` of three files."""
+    for name in ("context", "state", "prints"):
+        (tmp_path / name).mkdir(mode=0o700)
+    for name in ("a", "b", "c"):
+        (tmp_path / "context" / name).write_text(name)
+    time.sleep(0.12)  # else they might be written once more in the same tick, and aren't remembered
+    path = str(tmp_path / "context")
+    nsd = await launch.start(tmp_path / "state", config={"network": False})
+    try:
+        directory = Directory(open_directory(path, "context"), path=path)
+        yield LocalContents(tmp_path / "prints", nsd), directory
+        directory.close()
+    finally:
+        await nsd.close()
+
+
+async def ask(local: tuple[LocalContents, Directory]) -> tuple[dict[str, Any], Scan]:
+    here, directory = local
+    found: Any = await here.checksum(directory, {"paths": ["."], "fd": 0}, SPEC)
+    fd = found.pop("scan").memfd()
+    try:
+        return found, Scan.read(fd)
+    finally:
+        os.close(fd)
+
+
+def files(scan: Scan) -> list[Any]:
+    found = [each for match in scan.matches for each in match.files]
+    return [(*each[:3], getattr(each.status, "digest", None)) for each in found]
+
+
+async def test_main_and_a_job_find_the_same(
+    local: tuple[LocalContents, Directory], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, scan = await ask(local)
+    by_main, other = await ask(local)  # it is known now, and small
+    monkeypatch.setattr(contents, "SMALL", 0)
+    by_job, last = await ask(local)
+    assert first == by_main == by_job
+    assert files(scan) == files(other) == files(last)
+
+
+async def test_a_job_leaves_nothing_but_fingerprints(
+    local: tuple[LocalContents, Directory], tmp_path: Path
+) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    await ask(local)
+    await ask(local)
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert [path.suffix for path in (tmp_path / "prints").iterdir()] == [""]
+
+
+async def test_a_job_reads_nothing_that_the_user_may_not(
+    local: tuple[LocalContents, Directory], tmp_path: Path
+) -> None:
+    (tmp_path / "context" / "b").chmod(0)
+    with pytest.raises(InvalidArgument, match="b: permission denied"):
+        await ask(local)
