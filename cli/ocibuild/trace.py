@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .errors import ClientError
-from .text import escape, seconds
+from .text import seconds, size, table
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,7 +24,9 @@ def _spans(events: Sequence[Event]) -> list[dict[str, Any]]:
         span["name"] = event.get("name") or span["name"]
         span["end"] = event["t"]
         if event["type"] == "vertex.done":
-            span.update(cached=bool(event.get("cached")), usage=event.get("usage") or {})
+            span.update(
+                cached=bool(event.get("cached")), usage=event.get("usage") or {}, layer=event.get("layer"),
+            )
             if event.get("seconds"):
                 span["start"] = min(span["start"], event["t"] - event["seconds"])
     return sorted(spans.values(), key=lambda span: (span["start"], span["end"]))
@@ -102,12 +104,28 @@ def write(path: str, events: Sequence[Event]) -> None:
 
 
 def profile(events: Sequence[Event]) -> str:
-    """The vertices by the time that they took, longest first."""
-    spans = sorted(_spans(events), key=lambda span: span["start"] - span["end"])
-    lines = ["", "Time  CPU   Step"]
-    for span in spans:
+    """The vertices by the time that they took, longest first; what each used (peak memory, bytes read from and
+    written to disks) and what its layer weighs, compressed."""
+    rows = []
+    for span in sorted(_spans(events), key=lambda span: span["start"] - span["end"]):
         usage = span.get("usage") or {}
         cpu = float(usage.get("user", 0)) + float(usage.get("system", 0))
-        took = "CACHED" if span.get("cached") else seconds(span["end"] - span["start"])
-        lines.append(f"{took:<6}{seconds(cpu) if cpu else '-':<6}{escape(span['name'])}")
-    return "\n".join(lines)
+        layer = (span.get("layer") or {}).get("size", 0)
+        rows.append([
+            "CACHED" if span.get("cached") else seconds(span["end"] - span["start"]), seconds(cpu) if cpu else "-",
+            *(size(number) if number else "-" for number in (
+                usage.get("max_rss", 0), usage.get("read", 0), usage.get("written", 0), layer,
+            )),
+            span["name"],
+        ])
+    return "\n" + table(("TIME", "CPU", "MEMORY", "READ", "WRITTEN", "LAYER", "STEP"), rows)
+
+
+def used(events: Sequence[Event]) -> list[dict[str, Any]]:
+    """What ``inspect`` shows of a build's steps, in the order in which they began."""
+    return [
+        {"vertex": span["id"], "name": span["name"], "cached": span.get("cached", False),
+         "seconds": round(span["end"] - span["start"], 4), "usage": span.get("usage") or {},
+         "layer": span.get("layer") or None}
+        for span in _spans(events)
+    ]

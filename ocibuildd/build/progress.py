@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +122,12 @@ def _skip_lines(data: bytes, skip: int) -> tuple[bytes, int]:
         at = data.index(b"\n", at) + 1
         skip -= 1
     return data[at:], skip
+
+
+def last_event(data: bytes, since: int, at: float, error: Mapping[str, Any]) -> bytes:
+    """What the log of a build lacks whose daemon ended under it: ``data`` is all of it from ``since`` on."""
+    event = {"n": max(since, 0) + data.count(b"\n"), "t": round(at, 4), "type": "build.failed", "error": dict(error)}
+    return _encode(event) + b"\n"
 
 
 def replay(path: Path, since: int = 0) -> bytes:

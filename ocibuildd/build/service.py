@@ -51,7 +51,7 @@ from . import explain
 from .build import Build, Site
 from .info import BuildInfo, Peer, Settings
 from .options import build_name
-from .progress import replay
+from .progress import last_event, replay
 from .publish import Publisher
 from .uploads import Upload, Uploads
 from .verify import Comparison, again, build_of, kept_request
@@ -253,7 +253,8 @@ class Builds:
         self, build_id: str, since: int = 0, *, follow: bool = True
     ) -> AsyncIterator[bytes]:
         """The event log from event ``since`` on; ends with the build.  Raises NotFound."""
-        name = self.get(build_id).id
+        info = self.get(build_id)
+        name = info.id
         live = self._live.get(name)
         if live is not None:
             async for data in live.events.follow(since, wait=follow):
@@ -263,6 +264,8 @@ class Builds:
             data = replay(self._store.builds.events(name), since)
         except FileNotFoundError:
             raise NotFound(f"build {name}: its event log is gone") from None
+        if info.state == "interrupted":
+            data += last_event(data, since, info.ended, info.error or {})
         if data:
             yield data
 

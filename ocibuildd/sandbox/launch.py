@@ -20,8 +20,8 @@ from ..runtime import in_thread, until_done
 from . import probe, wire
 from .cgroup import Cgroups
 
-START_TIMEOUT = 30.0
-"""Seconds for nsd to say that it is ready."""
+START_TIMEOUT = 60.0
+"""Seconds for nsd to say that it is ready: 0.1 on a usual host, half a minute on an emulated one."""
 
 STOP_TIMEOUT = 5.0
 """Seconds for nsd to end after its socket was closed, before it is killed."""

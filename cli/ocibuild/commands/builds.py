@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any
 
+    from ..client import Client
     from ..types import Build
 
 
@@ -120,7 +121,7 @@ def inspect(argv: Sequence[str]) -> None:
     """
     args = arguments(inspect, argv, 0, 1)
     with client() as daemon:
-        found = daemon.build_info(args.rest[0] if args.rest else "")
+        found = of_build(daemon, args.rest[0] if args.rest else "")
     if args.format:
         from ..template import Template
 
@@ -129,6 +130,14 @@ def inspect(argv: Sequence[str]) -> None:
     import json
 
     print(json.dumps(found, indent=4, ensure_ascii=False))
+
+
+def of_build(daemon: Client, build: str) -> dict[str, Any]:
+    """A build with ``profile``: what each of its steps used.  Raises ClientError."""
+    from ..trace import used
+
+    info = daemon.build_info(build)
+    return {**info, "profile": used(list(daemon.events(info["id"], follow=False)))}
 
 
 def explain(argv: Sequence[str]) -> None:

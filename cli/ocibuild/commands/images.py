@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import Any
 
+    from ..client import Client
     from ..types import HistoryItem, Image
 
 CREATED_BY_WIDTH = 45
@@ -206,9 +207,9 @@ def _history_tree(found: Sequence[HistoryItem], *, full: bool) -> str:
 
 def inspect(argv: Sequence[str]) -> int:
     """
-    Usage:  ocibuild inspect [OPTIONS] IMAGE [IMAGE...]
+    Usage:  ocibuild inspect [OPTIONS] IMAGE|BUILD [IMAGE|BUILD...]
 
-    Show everything about images, as JSON.
+    Show everything about images, as JSON; or about builds, by their ids.
 
     Options:
       -f, --format TEMPLATE  A Go template, or "json"
@@ -224,7 +225,7 @@ def inspect(argv: Sequence[str]) -> int:
     with client() as daemon:
         for name in args.rest:
             try:
-                found.append(daemon.inspect(name, args.platform))
+                found.append(_object(daemon, name, args.platform))
             except ClientError as error:
                 print(f"ERROR: {escape(error.message)}", file=sys.stderr)
                 status = 1
@@ -239,6 +240,21 @@ def inspect(argv: Sequence[str]) -> int:
 
         print(json.dumps(found, indent=4, ensure_ascii=False))
     return status
+
+
+def _object(daemon: Client, name: str, platform: str) -> dict[str, Any]:
+    """An image, or where there is none of that name a build.  Raises ClientError."""
+    try:
+        return daemon.inspect(name, platform)
+    except ClientError as error:
+        if not name.isalnum():
+            raise
+        from .builds import of_build
+
+        try:
+            return of_build(daemon, name)
+        except ClientError:
+            raise error from None
 
 
 def tag(argv: Sequence[str]) -> None:

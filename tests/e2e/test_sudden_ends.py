@@ -1,0 +1,205 @@
+"""A step's end that nobody planned: nothing of its sandbox stays, the build says why, the next one works."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from daemon_life import alive, command, descendants
+from fixtures import Daemon
+
+PATIENCE = 15.0
+"""Seconds: a bound for a busy machine, where a second is what is usual."""
+KINDS = ("mnt", "net", "pid", "user")
+numbers = itertools.count(101)
+
+
+def until(what: str, condition: Callable[[], Any]) -> Any:
+    end = time.monotonic() + PATIENCE
+    while not (found := condition()):
+        assert time.monotonic() < end, what
+        time.sleep(0.02)
+    return found
+
+
+def namespaces(pids: set[int]) -> set[str]:
+    """Those that processes are in; of processes that can't be looked at, none."""
+    found = set()
+    for pid, kind in itertools.product(pids, KINDS):
+        try:
+            found.add(os.readlink(f"/proc/{pid}/ns/{kind}"))
+        except OSError:
+            continue
+    return found
+
+
+def everybody() -> set[int]:
+    return {int(name) for name in os.listdir("/proc") if name.isdigit()}
+
+
+class Step:
+    """A build whose one step sleeps with a child that ignores what can be ignored, seen from outside.
+
+    pids: processes inside.  inside: namespaces that only they are in."""
+
+    def __init__(self, daemon: Daemon, directory: Path, *options: str):
+        self.daemon = daemon
+        self.mark = f"31{next(numbers)}.{os.getpid()}"
+        script = f"trap '' TERM INT HUP; (setsid sleep {self.mark} &); echo begun; sleep {self.mark}; true"
+        directory.mkdir()
+        (directory / "Dockerfile").write_text(f"FROM busybox\nRUN {script}\n")
+        self.client = daemon.background("build", "--progress=plain", "--no-cache", *options, directory)
+        self.pids = until("no step runs", lambda: len(found := self.running()) >= 2 and found)
+        outside = {os.getpid(), nsd_of(daemon)}
+        self.inside = namespaces(self.pids) - namespaces(outside)
+        assert {name.partition(":")[0] for name in self.inside} == set(KINDS)
+
+    def running(self) -> set[int]:
+        """Processes of the sandbox: nobody else has the mark in a command "sleep"."""
+        words = f"sleep\0{self.mark}\0".encode()
+        return {pid for pid in everybody() if _cmdline(pid) == words}
+
+    def gone(self) -> None:
+        """No process is left, and nobody is in its namespaces (a mount needs one: they go together)."""
+        until(f"left: {self.mark}", lambda: not self.running() and not any(map(alive, self.pids)))
+        until("its namespaces are in use", lambda: not self.inside & namespaces(everybody()))
+        assert str(self.daemon.root) not in Path("/proc/self/mountinfo").read_text()
+
+    def said(self) -> str:
+        """All that its client printed; the client has ended, and not well."""
+        text = self.client.communicate(timeout=PATIENCE)[0]
+        assert self.client.returncode != 0, text
+        return text
+
+
+def _cmdline(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+def nsd_of(daemon: Daemon) -> int:
+    """Main's own child of that name; sandboxes that wait for a step are called so too."""
+    assert daemon.process is not None
+    children = Path(f"/proc/{daemon.process.pid}/task").glob("*/children")
+    (found,) = {int(pid) for each in children for pid in each.read_text().split()} & of(daemon, "ocibuild-nsd")
+    return found
+
+
+def of(daemon: Daemon, *names: str) -> set[int]:
+    """The daemon's processes by their names, without what follows a dot (passt.avx2 calls itself so)."""
+    assert daemon.process is not None
+    return {pid for pid in descendants(daemon.process.pid) if _name(pid).partition(".")[0] in names}
+
+
+def _name(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return ""
+
+
+@pytest.fixture(scope="module")
+def victim(make_daemon: Callable[..., Daemon], busybox_tar: Path) -> Daemon:
+    daemon = make_daemon()
+    daemon.ok("import", "--change", "ENV PATH=/bin", busybox_tar, "busybox")
+    return daemon
+
+
+@pytest.fixture
+def step(victim: Daemon, tmp_path: Path) -> Iterator[Step]:
+    started = Step(victim, tmp_path / "context", "--network=none")
+    yield started
+    if started.client.poll() is None:
+        started.client.kill()
+    started.client.communicate(timeout=PATIENCE)
+
+
+@pytest.fixture
+def next_build(victim: Daemon, tmp_path: Path) -> Iterator[None]:
+    """Whatever the test did: the next build works."""
+    yield
+    context = tmp_path / "next"
+    context.mkdir()
+    (context / "Dockerfile").write_text(f"FROM busybox\nRUN echo {next(numbers)} and on\n")
+    assert "and on" in victim.ok("build", "--progress=plain", "--no-cache", "--network=none", context).text
+
+
+@pytest.mark.usefixtures("next_build")
+def test_a_cancelled_build_leaves_nothing(victim: Daemon, step: Step) -> None:
+    victim.ok("cancel", victim.ok("ps", "-q").out.split()[0])
+    step.gone()
+    assert "cancel" in step.said()
+
+
+@pytest.mark.usefixtures("next_build")
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT], ids=["killed", "interrupted"])
+def test_a_client_that_goes_away_takes_its_build_with_it(step: Step, how: signal.Signals) -> None:
+    step.client.send_signal(how)
+    step.gone()
+
+
+@pytest.mark.usefixtures("next_build")
+def test_a_killed_daemon_takes_its_steps_with_it(victim: Daemon, step: Step) -> None:
+    build = victim.ok("ps", "-q").out.split()[0]
+    assert victim.process is not None
+    family = descendants(victim.process.pid)
+    victim.stop(signal.SIGKILL)
+    step.gone()
+    until("left of the daemon", lambda: not (left := [command(pid) for pid in family if alive(pid)]) or print(left))
+    step.said()
+    victim.start()
+    assert "daemon" in victim("logs", build).text
+
+
+@pytest.mark.usefixtures("next_build")
+def test_when_nsd_is_killed_the_build_says_so(victim: Daemon, step: Step) -> None:
+    os.kill(nsd_of(victim), signal.SIGKILL)
+    step.gone()
+    assert "nsd, which runs the steps, ended" in step.said()
+
+
+@pytest.fixture
+def uplink(victim: Daemon, tmp_path: Path) -> Callable[[], set[int]]:
+    """The processes of the uplink; skips where a step gets no network here."""
+    context = tmp_path / "network"
+    context.mkdir()
+    (context / "Dockerfile").write_text("FROM busybox\nRUN true\n")
+    if victim("build", "--no-cache", context).code:
+        pytest.skip("no network for steps on this host")
+    return lambda: of(victim, "pasta", "passt", "slirp4netns")
+
+
+@pytest.mark.usefixtures("next_build")
+def test_a_killed_uplink_is_started_again_and_steps_go_on(
+    victim: Daemon, uplink: Callable[[], set[int]], tmp_path: Path
+) -> None:
+    step = Step(victim, tmp_path / "context")
+    before = until("no uplink runs", uplink)
+    for pid in before:
+        os.kill(pid, signal.SIGKILL)
+    until("it is not started again", lambda: uplink() - before)
+    assert step.running() == step.pids
+    step.client.kill()
+    step.gone()
+    step.client.communicate()
+    (tmp_path / "network/Dockerfile").write_text("FROM busybox\nRUN ip route | grep default\n")
+    assert "default via" in victim.ok("build", "--progress=plain", "--no-cache", tmp_path / "network").text
+
+
+@pytest.mark.usefixtures("next_build", "uplink")
+def test_a_killed_network_is_made_again(victim: Daemon, tmp_path: Path) -> None:
+    before = until("no network", lambda: of(victim, "ocibuildd-net"))
+    for pid in before:
+        os.kill(pid, signal.SIGKILL)
+    until("its processes stay", lambda: not any(map(alive, before)))
+    (tmp_path / "network/Dockerfile").write_text("FROM busybox\nRUN ip route | grep default\n")
+    until("no build works", lambda: victim("build", "--no-cache", tmp_path / "network").code == 0)
+    assert of(victim, "ocibuildd-net").isdisjoint(before)
