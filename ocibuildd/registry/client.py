@@ -143,18 +143,28 @@ class RegistryClient:
         named = reference.digest or reference.tag or "latest"
         path = protocol.manifest_path(endpoint.repository(reference.path), named)
         what = f"manifest {reference.familiar} at {endpoint.host}"
-        async with self._transport.exchange(
-            target, "GET", path, headers={"Accept": protocol.ACCEPT}
-        ) as answer:
-            if answer.status != 200:
-                raise protocol.failure(what, answer.status, await answer.error_body())
-            data = await answer.read(protocol.MAX_MANIFEST)
-            told = answer.headers.get("Docker-Content-Digest", "")
-            content_type = answer.headers.get("Content-Type", "")
+        answer, data = await self._document(target, path, what)
+        told = answer.headers.get("Docker-Content-Digest", "")
+        content_type = answer.headers.get("Content-Type", "")
         wanted = reference.digest or self._told_digest(told, what)
         digest = protocol.check_digest(data, wanted, what)
         document = protocol.parse_document(data, content_type, what)
         return Fetched(digest, protocol.media_type_of(document, content_type), data)
+
+    async def _document(self, target: Target, path: str, what: str) -> tuple[Answer, bytes]:
+        """A manifest's answer and its bytes; asked for again where they break off."""
+        for attempt in range(1, self.config.attempts + 1):
+            async with self._transport.exchange(
+                target, "GET", path, headers={"Accept": protocol.ACCEPT}
+            ) as answer:
+                if answer.status != 200:
+                    raise protocol.failure(what, answer.status, await answer.error_body())
+                try:
+                    return answer, await answer.read(protocol.MAX_MANIFEST)
+                except Broken as error:
+                    broken = error
+            await self._transport.pause(self._transport.wait(attempt))
+        raise broken
 
     @staticmethod
     def _told_digest(told: str, what: str) -> Digest | None:

@@ -66,13 +66,15 @@ class RegistrySettings:
 @dataclass(frozen=True, slots=True)
 class RegistryConfig:
     """All registries.  ``downloads`` and ``uploads`` bound how many blobs are under way at once, in
-    total; timeouts are in seconds; ``attempts`` is per request."""
+    total; timeouts are in seconds; ``attempts`` is per request.  push_timeout: without a megabyte of an upload
+    that goes, or for the answer once all of it went (registries may then hash and move many gigabytes)."""
 
     registries: Mapping[str, RegistrySettings] = field(default_factory=dict)
     downloads: int = 6
     uploads: int = 5
     connect_timeout: float = 15.0
     read_timeout: float = 60.0
+    push_timeout: float = 600.0
     attempts: int = 5
     user_agent: str = "ocibuildd"
 

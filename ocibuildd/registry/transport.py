@@ -11,7 +11,7 @@ import random
 import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 from urllib.request import getproxies_environment, proxy_bypass
@@ -329,11 +329,19 @@ class Transport:
     ) -> aiohttp.ClientResponse:  # fmt: skip
         own = authority(url) == authority(base)
         guarded = not own and not is_internal(authority(base)[1])
+        patience = self.config.read_timeout if body is None else self.config.push_timeout
+        timeout = aiohttp.ClientTimeout(
+            total=None, sock_connect=self.config.connect_timeout, sock_read=patience
+        )
+        # sock_read begins when all was sent; until then it is the body that must get on.
         try:
-            return await self._session(guarded).request(
-                method, URL(url, encoded=True), headers=headers, data=body, allow_redirects=False,
-                ssl=self._context(target.endpoint, url, own=own), proxy=_proxy(url),
-            )  # fmt: skip
+            async with asyncio.timeout(None) as clock:
+                return await self._session(guarded).request(
+                    method, URL(url, encoded=True), headers=headers, allow_redirects=False,
+                    data=_watched(body, clock, patience) if isinstance(body, AsyncIterator) else body,
+                    ssl=self._context(target.endpoint, url, own=own), proxy=_proxy(url),
+                    timeout=timeout,
+                )  # fmt: skip
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
             raise _broken(url, error) from None
 
@@ -402,6 +410,18 @@ class Transport:
             return False
         response.release()
         return True
+
+
+async def _watched(
+    body: AsyncIterator[bytes], clock: asyncio.Timeout, patience: float
+) -> AsyncIterator[bytes]:
+    """The body; the clock runs out where a piece of it takes longer than ``patience`` seconds to go."""
+    loop = asyncio.get_running_loop()
+    clock.reschedule(loop.time() + patience)
+    async for data in body:
+        yield data
+        with suppress(RuntimeError):  # an answer came before the end of the body
+            clock.reschedule(loop.time() + patience)
 
 
 def _make_context(ca: str, cert: str, key: str, insecure: bool) -> ssl.SSLContext:

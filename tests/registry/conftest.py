@@ -55,7 +55,9 @@ async def make_client(waits: Waits) -> AsyncIterator[Callable[..., RegistryClien
     made: list[RegistryClient] = []
 
     def make(config: RegistryConfig | None = None, **options: Any) -> RegistryClient:
-        config = config or RegistryConfig(attempts=4, read_timeout=0.3, connect_timeout=2.0)
+        config = config or RegistryConfig(
+            attempts=4, read_timeout=0.3, push_timeout=0.3, connect_timeout=2.0
+        )
         client = RegistryClient(
             config, transport=Transport(config, sleep=waits, jitter=lambda: 0.0), **options
         )

@@ -48,7 +48,9 @@ async def test_a_body_that_says_it_is_too_large_is_not_read(serve: Serve, fetche
     assert not got
 
 
-async def test_a_body_of_unknown_length_is_cut_off_at_the_limit(serve: Serve, fetcher: Fetcher) -> None:
+async def test_a_body_of_unknown_length_is_cut_off_at_the_limit(
+    serve: Serve, fetcher: Fetcher
+) -> None:
     async def endless(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse()
         await response.prepare(request)
@@ -62,7 +64,9 @@ async def test_a_body_of_unknown_length_is_cut_off_at_the_limit(serve: Serve, fe
     assert sum(map(len, got)) <= 250
 
 
-async def test_a_redirect_takes_no_credentials_to_another_authority(serve: Serve, fetcher: Fetcher) -> None:
+async def test_a_redirect_takes_no_credentials_to_another_authority(
+    serve: Serve, fetcher: Fetcher
+) -> None:
     seen: list[dict[str, str]] = []
 
     async def end(request: web.Request) -> web.Response:

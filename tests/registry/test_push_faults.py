@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +15,7 @@ from ocibuildd.model.oci import MEDIA_MANIFEST, Descriptor
 from ocibuildd.model.reference import Reference
 from ocibuildd.model.request import RegistryAuth
 from ocibuildd.registry import upload
+from ocibuildd.registry.config import RegistryConfig
 
 USER = RegistryAuth("user", "secret")
 
@@ -111,6 +113,19 @@ async def test_a_registry_that_breaks_every_upload_is_given_up(client, registry,
     with pytest.raises(RegistryError, match="broken off"):
         await client.push_blob(ref, descriptor, path)
     assert descriptor.digest not in registry.blobs
+
+
+async def test_an_upload_may_take_longer_than_an_answer(make_client, registry, ref, blob):
+    path, descriptor = blob
+
+    async def slowly(request: Any, handler: Any) -> Any:
+        await asyncio.sleep(0.4)
+        return await handler(request)
+
+    registry.break_("PUT .*uploads", slowly)
+    client = make_client(RegistryConfig(attempts=1, read_timeout=0.1, push_timeout=10.0))
+    assert await client.push_blob(ref, descriptor, path) == "pushed"
+    assert len(registry.methods("(PUT|PATCH) .*uploads")) == 1
 
 
 async def test_413_makes_the_chunks_smaller_until_they_fit(
@@ -298,10 +313,6 @@ async def test_a_repository_that_is_known_to_have_a_blob_is_asked_to_lend_it(
 
 
 async def test_uploads_are_bounded(make_client, registry, ref, tmp_path, faults):
-    from asyncio import gather
-
-    from ocibuildd.registry.config import RegistryConfig
-
     running, most = 0, 0
 
     async def count(request: Any, handler: Any) -> Any:
@@ -321,7 +332,7 @@ async def test_uploads_are_bounded(make_client, registry, ref, tmp_path, faults)
         pushes.append(
             client.push_blob(ref, Descriptor("x", Digest.of(data), 100), tmp_path / str(number))
         )
-    await gather(*pushes)
+    await asyncio.gather(*pushes)
     assert most == 2
 
 
