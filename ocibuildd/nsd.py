@@ -52,7 +52,7 @@ def apply(site: Site, args: Arguments, fds: list[int]) -> dict[str, Any]:
         try:
             return dict(apply_layer(
                 fds[0], tree, root=root, expect_diff_id=args.get("expect_diff_id", ""),
-                limits=args.get("limits"), **_options(site),
+                limits=args.get("limits"), lenient=args.get("lenient", False), **_options(site),
             ))
         finally:
             os.close(tree)

@@ -15,7 +15,7 @@ file system.  Owners in trees are "container id + ``Capabilities.shift``" (1 in 
 
     run          RunSpec → RunOutcome                                  fds: stdout, stderr[, stdin]
                  (with ``tty``: one fd, the pty's slave side is made inside; main gets the master by event)
-    apply        {tree, lowers, expect_diff_id, limits} → Applied      fds: input (file or pipe)
+    apply        {tree, lowers, expect_diff_id, limits, lenient} → Applied   fds: input (file or pipe)
     inherit      {tree, lowers, parents} → {done}                      (parents as below; else apply over lowers)
     diff         {tree, lowers, output: Output} → Packed               fds: blob (file, written from 0)
     pack         {sources, copy, lowers, output} → Packed              fds: blob, source directories …
@@ -78,8 +78,8 @@ class Packed(TypedDict):
 class Applied(TypedDict):
     """An applied layer.  digest, size: of the bytes read (with what trails the stream);
     diff_id, tar_size: of the tar; skipped: device nodes that could not be made;
-    implied: parents that the layer lacked, taken from ``lowers`` or made 0755 (and an opaque root over unknown
-    lowers); parents: their paths, for ``inherit`` (fewer than ``implied``: it can't)."""
+    implied: parents that the layer lacked, taken from ``lowers`` or made 0755 (and an opaque root, or hard links
+    to files, of unknown lowers); parents: their paths, for ``inherit`` (fewer than ``implied``: it can't)."""
 
     digest: str
     size: int

@@ -380,7 +380,8 @@ class _Pull:
             try:
                 if diff_id is not None:
                     feed = Feed(writer.fd)
-                    feed.start(lambda fd: self.puller.unpacker.apply(fd, diff_id))
+                    over = descriptor.digest != self.descriptors[0].digest
+                    feed.start(lambda fd: self.puller.unpacker.apply(fd, diff_id, over=over))
                 await self._download(descriptor, writer.fd, feed, mirrors=mirrors)
                 if feed is not None:
                     made = await self._finish(feed, descriptor, writer.fd)

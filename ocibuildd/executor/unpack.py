@@ -6,7 +6,8 @@
 
 A layer is unpacked without knowing what is below it, so that all layers of an image can be unpacked at once.
 One that lacks entries for parent directories (``Applied.implied``) gets their owners, modes and times from what is
-below it once that is there, by an ``inherit`` job; where a parent is a symlink below, it is unpacked again.
+below it once that is there, by an ``inherit`` job; where a parent is a symlink below, or a hard link names a file that
+is only there, it is unpacked again.
 """
 
 from __future__ import annotations
@@ -72,16 +73,19 @@ class Unpacker:
         diff_id: Digest | None,
         lowers: Sequence[str] = (),
         on_event: Callable[[dict[str, Any], list[int]], None] | None = None,
+        *,
+        over: bool = False,
     ) -> Unpacked:
         """Unpack what can be read from ``fd`` (a blob's file, or a pipe) into a new tree.
 
+        over: there are lowers, though ``lowers`` doesn't tell them yet.
         Raises Corrupt (the diff id differs), InvalidArgument, TooLarge, NoSpace; then no tree is left.
         """
         tree = self._store.trees.allocate()
         try:
             args = {
                 "tree": tree, "lowers": list(lowers), "expect_diff_id": diff_id or "",
-                "limits": self._limits,
+                "limits": self._limits, "lenient": over,
             }  # fmt: skip
             applied = cast("Applied", await self._nsd.call("apply", args, [fd], on_event))
             self._store.trees.commit(tree, applied["bytes"])
@@ -160,7 +164,7 @@ class Unpacker:
             layer = self._store.layers.get(layer.id)
             if layer.tree:
                 return
-            made = await self._from_blob(layer, (), emit)
+            made = await self._from_blob(layer, (), emit, over=over_something)
             if made.standalone or not over_something:
                 self.name(layer, made)
             else:
@@ -192,13 +196,15 @@ class Unpacker:
         answer = await self._nsd.call("inherit", args)
         return bool(answer["done"])
 
-    async def _from_blob(self, layer: Layer, lowers: Sequence[str], emit: Emit | None) -> Unpacked:
+    async def _from_blob(
+        self, layer: Layer, lowers: Sequence[str], emit: Emit | None, *, over: bool = False
+    ) -> Unpacked:
         digest = await self.obtain(layer)
         fd = self._store.blobs.open(digest)
         if emit is not None:
             emit("status", id=f"unpack {digest.short}", text="extracting", total=layer.size)
         try:
-            made = await self.apply(fd, layer.diff_id, lowers)
+            made = await self.apply(fd, layer.diff_id, lowers, over=over)
         except Corrupt as error:
             self._store.blobs.quarantine(digest, error.message)
             raise

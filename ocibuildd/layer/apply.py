@@ -17,7 +17,7 @@ from typing import Final
 from ..errors import Corrupt, InvalidArgument
 from ..ports import Applied
 from . import parents, paths, tar
-from .owners import Owners
+from .owners import Owners, read_xattrs
 from .source import LayerSource
 from .tree import Tree
 
@@ -47,14 +47,18 @@ def apply_layer(
     shift: int = 0,
     squash: bool = False,
     limits: Mapping[str, int] | None = None,
+    lenient: bool = False,
 ) -> Applied:
     """Unpack the layer that ``source_fd`` gives (any compression) into the empty directory ``tree_fd``.
 
     ``root`` shows what lies below this layer; a parent directory that the layer lacks takes its mode and owner from
-    there (else 0755, 0:0).  Raises InvalidArgument (no sound layer), TooLarge, Corrupt (another diff id), OSError;
+    there (else 0755, 0:0).  ``lenient``: without it, hard links to files that may be below are left out and counted as
+    ``implied``, so that the layer is applied again over its lowers.
+
+    Raises InvalidArgument (no sound layer), TooLarge, Corrupt (another diff id), OSError;
     the tree is then worth nothing."""
     with plain_umask(), LayerSource(source_fd, limits) as source:
-        applier = Applier(source, tree_fd, paths.Root(root), Owners(shift, squash))
+        applier = Applier(source, tree_fd, paths.Root(root), Owners(shift, squash), lenient=lenient)
         try:
             applier.run()
         finally:
@@ -80,8 +84,17 @@ def apply_layer(
 class Applier:
     """Entries of a tar, one by one, into a tree."""
 
-    def __init__(self, source: LayerSource, tree_fd: int, root: paths.Root, owners: Owners):
+    def __init__(
+        self,
+        source: LayerSource,
+        tree_fd: int,
+        root: paths.Root,
+        owners: Owners,
+        *,
+        lenient: bool = False,
+    ):
         self.source = source
+        self.lenient = lenient and root.fd is None
         self.root = root
         self.owners = owners
         self.tree = Tree(tree_fd, owners, root.readlink)
@@ -171,10 +184,14 @@ class Applier:
         try:
             self.tree.link(path, target)
         except FileNotFoundError:
-            self._copy_up(target, path)
+            if self.lenient:
+                self.unknown += 1
+                return
+            self._copy_up(self.root.resolve(target, last=False), path)
+            self.tree.link(path, target)
 
     def _copy_up(self, target: bytes, path: bytes) -> None:
-        """A hard link to a file of a lower layer: the file itself, as overlayfs would copy it up."""
+        """A hard link's target is a file of a lower layer: it comes into this one, as link(2) on overlayfs does."""
         status = self.root.stat(target)
         if status is None or not stat.S_ISREG(status.st_mode):
             raise InvalidArgument(
@@ -182,13 +199,20 @@ class Applier:
             )
         source = self.root.open(target, os.O_RDONLY | os.O_NOFOLLOW)
         try:
-            fd = self.tree.create(path, status.st_mode)
+            fd = self.tree.create(target, status.st_mode)
             try:
-                while os.copy_file_range(source, fd, 1 << 30):
-                    pass
+                done = 0
+                while count := os.sendfile(fd, source, done, 1 << 30):  # between file systems too
+                    done += count
                 uid, gid = self.owners.of(status)
                 self.tree.finish_file(
-                    fd, path, status.st_mode & 0o7777, uid, gid, status.st_mtime_ns, {}
+                    fd,
+                    target,
+                    status.st_mode & 0o7777,
+                    uid,
+                    gid,
+                    status.st_mtime_ns,
+                    read_xattrs(source, self.owners, tree=True),
                 )
             finally:
                 os.close(fd)

@@ -260,6 +260,17 @@ def test_a_hard_link_to_a_lower_file_copies_it_up(applied, directory, tmp_path):
     (tmp_path / "below/f").write_bytes(b"lower")
     applied((b"h", LINK, {"link": b"f"}), root=below, squash=True)
     assert (tmp_path / "tree/h").read_bytes() == b"lower"
+    assert os.path.samefile(tmp_path / "tree/h", tmp_path / "tree/f")
+
+
+def test_a_hard_link_to_what_may_be_below_waits_until_that_is_known(applied):
+    result = applied((b"h", LINK, {"link": b"f"}), (b"g", REGULAR), lenient=True)
+    assert result["implied"] > len(result["parents"])
+
+
+def test_a_hard_link_to_what_is_not_below_either_is_refused(applied, directory):
+    with pytest.raises(InvalidArgument, match="doesn't exist"):
+        applied((b"h", LINK, {"link": b"f"}), root=directory("below"), squash=True, lenient=True)
 
 
 # --- attacks
