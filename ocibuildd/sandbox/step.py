@@ -164,6 +164,8 @@ class Step:
     root: int = -1
     """Keeps a mount that a program serves until all that was written has come to it."""
     told: bool = False
+    measured: bool = False
+    """It has ended, and what it wrote is added up for the last time."""
 
     def begin(self, data: bytes, fds: list[int]) -> None:
         """Make the root file system, hand all to the guest.  Raises BuildError, OSError."""

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from .. import errors, syscalls
-from . import trees, wire
+from . import hidden, trees, wire
 from .site import Site
 from .step import Sandbox, Step, birth
 
@@ -30,8 +30,14 @@ REFILL_DELAY = 0.003
 SETTLED = 0.1
 """A step that has run for so many seconds isn't a short one."""
 
-UPPER_INTERVAL = 0.5
-"""Seconds between two looks at the size of an upper directory that is limited."""
+UPPER_INTERVAL, UPPER_SOON = 0.5, 0.05
+"""Seconds between two looks at the size of an upper directory that is limited: the second where half of it is used."""
+
+UPPER_SHARE = 4
+"""Looking takes at most one part in so many of the time."""
+
+WITHIN, FILLING, OVER = 0, 3, 2
+"""How a child that measures an upper directory ends."""
 
 Job = Callable[[Site, dict[str, Any], list[int]], dict[str, Any]]
 
@@ -46,6 +52,9 @@ class Child:
     sock: socket.socket | None
     step: Step | None = None
     """For "measure": the step whose upper directory is being measured."""
+    begun: float = 0.0
+    final: bool = False
+    """For "measure": the step's end waits for it."""
 
 
 class Zygote:
@@ -251,9 +260,15 @@ class Zygote:
             return  # the next step of this kind tries again, and tells why
 
     def _step_ended(self, pidfd: int) -> None:
-        step = self.steps.pop(pidfd)
         self.measure_at.pop(pidfd, None)
-        self.poll.unregister(pidfd)
+        step = self.steps[pidfd]
+        if not step.measured:
+            self.poll.unregister(pidfd)
+            if step.plan is not None and "upper_bytes" in step.plan.limits and not step.reason:
+                step.measured, step.deadline = True, 0.0
+                self._measure(pidfd)  # what it wrote last counts too
+                return
+        del self.steps[pidfd]
         guest_fd = step.sandbox.sock.fileno()
         step.ended()
         if self.guests.pop(guest_fd, None) is not None:
@@ -265,13 +280,11 @@ class Zygote:
             self._fork("discard", None, lambda: trees.discard_all(trash))
 
     def _measure(self, pidfd: int) -> None:
-        """Let a child add up the upper directory, so that the loop goes on; it answers by its status."""
+        """Let a child add up what a step has written, so that the loop goes on; it answers by its status."""
         step = self.steps.get(pidfd)
-        if step is None or step.plan is None:
-            return
-        limit, upper = step.plan.limits["upper_bytes"] + step.copied, step.upper
-        child = self._fork("measure", None, lambda: trees.size(upper, limit) <= limit or os._exit(2))
-        child.step = step
+        if step is not None and step.plan is not None:
+            child = self._fork("measure", None, lambda: os._exit(_fullness(step)))
+            child.step, child.begun, child.final = step, time.monotonic(), step.measured
 
     # --- other jobs -----------------------------------------------------------------------------------
 
@@ -335,7 +348,7 @@ class Zygote:
         os.close(child.pidfd)
         code = os.waitstatus_to_exitcode(status)
         if child.step is not None:
-            self._measured(child.step, code)
+            self._measured(child, child.step, code)
         if child.sock is None:
             return
         if self.by_sock.pop(child.sock.fileno(), None) is not None:
@@ -346,13 +359,28 @@ class Zygote:
             _answer(child.sock, {"error": {"code": "build-error", "message": text}})
         child.sock.close()
 
-    def _measured(self, step: Step, code: int) -> None:
-        if self.steps.get(step.sandbox.pidfd) is not step:
+    def _measured(self, child: Child, step: Step, code: int) -> None:
+        pidfd = step.sandbox.pidfd
+        if self.steps.get(pidfd) is not step:
             return  # it has ended meanwhile
-        if code == 2:
+        if code == OVER:
             step.stop("disk-limit")
-        else:
-            self.measure_at[step.sandbox.pidfd] = time.monotonic() + UPPER_INTERVAL
+        if child.final:
+            self._step_ended(pidfd)
+        elif not step.measured and code != OVER:
+            now = time.monotonic()
+            pause = UPPER_SOON if code == FILLING else UPPER_INTERVAL
+            self.measure_at[pidfd] = now + max(pause, UPPER_SHARE * (now - child.begun))
+
+
+def _fullness(step: Step) -> int:
+    """How full a step's upper directory is, with what it holds there under no name."""
+    assert step.plan is not None
+    limit = step.plan.limits["upper_bytes"] + step.copied
+    used = trees.size(step.upper, limit)
+    if used <= limit:
+        used += hidden.size(step.sandbox.pidfd, limit - used)
+    return OVER if used > limit else FILLING if used > limit // 2 else WITHIN
 
 
 def _answer(sock: socket.socket, message: dict[str, Any]) -> None:

@@ -126,6 +126,31 @@ def test_a38_a_flood_of_empty_files_counts(box):
     assert result.outcome["reason"] == "disk-limit"
 
 
+def test_a38_space_of_deleted_files_counts(box):
+    result = box.python("""
+        import time
+        fd = os.open("/big", os.O_CREAT | os.O_RDWR); os.unlink("/big")
+        os.posix_fallocate(fd, 0, 300 << 20); time.sleep(10)
+    """, limits={"upper_bytes": 32 << 20, "timeout": 15})
+    assert result.outcome["reason"] == "disk-limit"
+
+
+def test_a38_space_of_deleted_files_of_a_descendant_counts(box):
+    script = "(setsid sh -c 'exec 9>/big; rm /big; dd if=/dev/zero bs=1M count=100 >&9 2>/dev/null; sleep 10' &); sleep 10"
+    result = box.run(script, limits={"upper_bytes": 32 << 20, "timeout": 15})
+    assert result.outcome["reason"] == "disk-limit"
+
+
+def test_a38_what_is_deleted_and_closed_does_not_count(box):
+    script = "for i in 1 2 3 4; do dd if=/dev/zero of=/big bs=1M count=10 2>/dev/null; rm /big; sleep 0.2; done"
+    assert box.run(script, limits={"upper_bytes": 32 << 20, "timeout": 15}).code == 0
+
+
+def test_a38_a_step_can_not_outrun_the_limit_by_ending(box):
+    result = box.run("dd if=/dev/zero of=/big bs=1M count=40 2>/dev/null", limits={"upper_bytes": 32 << 20})
+    assert result.outcome["reason"] == "disk-limit"
+
+
 DAEMONISE = "(setsid nohup sh -c 'trap \"\" TERM HUP INT; sleep {n}; sleep {n}' >/dev/null 2>&1 &) ; (setsid sleep {n} &)"
 
 
