@@ -18,15 +18,18 @@ from ..store import Store
 STEPS_FILE = "steps.json"
 MAX_BUILDS_SEARCHED = 50
 """How far back the build before of the same name is looked for."""
+NOWHERE = ("", 0)
+"""The place of a vertex that is no instruction's result."""
 
 
 def dump(plan: Plan, traces: Mapping[int, Trace], prefix: str = "") -> dict[str, Any]:
     """What is kept of a build's traces, by vertex (JSON)."""
     kept = {}
+    places = _places(plan)
     for index, trace in sorted(traces.items()):
         if trace.preimage is None:
             continue
-        place = _place(plan, index)
+        place = places.get(index, NOWHERE)
         kept[f"{prefix}{index}"] = {
             "name": plan.vertices[index].name, "key": trace.key, "cached": trace.cached,
             "made_by": trace.made_by, "seconds": round(trace.seconds, 4),
@@ -36,12 +39,14 @@ def dump(plan: Plan, traces: Mapping[int, Trace], prefix: str = "") -> dict[str,
     return kept
 
 
-def _place(plan: Plan, vertex: int) -> tuple[str, int]:
+def _places(plan: Plan) -> dict[int, tuple[str, int]]:
+    """Of each vertex the stage and number of its instruction, the first that it is the result of."""
+    found: dict[int, tuple[str, int]] = {}
     for stage in plan.stages:
         for step in stage.steps:
-            if step.vertex == vertex:
-                return stage.name or str(stage.index), step.number
-    return "", 0
+            if step.vertex is not None:
+                found.setdefault(step.vertex, (stage.name or str(stage.index), step.number))
+    return found
 
 
 def save(store: Store, build: str, traces: Mapping[str, Any]) -> None:
@@ -63,38 +68,50 @@ def load(store: Store, build: str) -> dict[str, Any]:
     return found
 
 
-def against_build_before(
-    store: Store, name: str, build: str, plan: Plan, vertex: int, preimage: Preimage
-) -> list[Reason]:
-    """An instruction that was never seen: what stood in its place in the build before?"""
-    evicted = store.records.evicted(key=preimage.key, selector=preimage.selector)
-    if evicted is not None:
-        when = datetime.fromtimestamp(evicted.at, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-        rule = f" by {evicted.rule}" if evicted.rule else ""
-        why = f": {evicted.why}" if evicted.why else ""
-        return [Reason("evicted", f"its record was removed from the cache at {when}{rule}{why}")]
-    stage, number = _place(plan, vertex)
-    for row in store.builds.recent(MAX_BUILDS_SEARCHED):
-        if row.name != name or row.id == build:
-            continue
-        for step in load(store, row.id).values():
-            if step["stage"] == stage and step["number"] == number:
-                old = Preimage(step["op"])
-                return compare(old, Preimage(preimage.op)) or []
-        return []
-    return []
+class BuildBefore:
+    """The build of the same name before a build, looked up once and when it is first asked for."""
+
+    def __init__(self, store: Store, name: str, build: str, plan: Plan):
+        self._store, self._name, self._build = store, name, build
+        self._places = _places(plan)
+        self._steps: dict[tuple[str, int], Any] | None = None
+
+    def differs(self, vertex: int, preimage: Preimage) -> list[Reason]:
+        """Of an instruction that was never seen: what stood in its place in the build before?"""
+        evicted = self._store.records.evicted(key=preimage.key, selector=preimage.selector)
+        if evicted is not None:
+            when = datetime.fromtimestamp(evicted.at, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+            rule = f" by {evicted.rule}" if evicted.rule else ""
+            why = f": {evicted.why}" if evicted.why else ""
+            return [Reason("evicted", f"its record was removed from the cache at {when}{rule}{why}")]
+        if self._steps is None:
+            self._steps = self._load()
+        step = self._steps.get(self._places.get(vertex, NOWHERE))
+        return [] if step is None else compare(Preimage(step["op"]), Preimage(preimage.op)) or []
+
+    def _load(self) -> dict[tuple[str, int], Any]:
+        for row in self._store.builds.recent(MAX_BUILDS_SEARCHED):
+            if row.name == self._name and row.id != self._build:
+                steps = load(self._store, row.id).values()
+                return {(step["stage"], step["number"]): step for step in reversed([*steps])}
+        return {}
 
 
 def explanations(store: Store, build: str, step: str = "") -> list[dict[str, Any]]:
     """For each step (or the one of this vertex, number or beginning of its name) in order:
-    {vertex, name, cached, reasons: [{kind, text}], made_by, made_at, seconds, key}.  Raises NotFound."""
+    {vertex, name, cached, reasons: [{kind, text}], made_by, made_at, seconds, key}, and ``state`` "failed" for
+    the one that ended the build.  Raises NotFound."""
     found = []
+    row = store.builds.get(build)
+    failed = str(row.error.get("details", {}).get("vertex", "")) if row is not None else ""
     for vertex, kept in load(store, build).items():
         if step and step not in (vertex, str(kept["number"])) and step not in kept["name"]:
             continue
         entry = {"vertex": vertex, **{k: v for k, v in kept.items() if k not in ("op", "stage", "number")}}
         if kept["cached"]:
             entry["reasons"] = [_hit(store, kept)]
+        if vertex == failed:
+            entry["state"] = "failed"
         found.append(entry)
     if step and not found:
         raise NotFound(f"build {build}: no step {step!r}", hint="ocibuild explain lists them")

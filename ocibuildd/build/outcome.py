@@ -58,6 +58,7 @@ class ImageMaker:
         self._layers = layers
         self._blobs: dict[LayerId, LayerBlob] = {}
         self._known: dict[int, list[Line]] = {}
+        self._seen: dict[int, set[int | None]] = {}
         self._keep_empty = keep_empty
 
     def final(self, stage: StagePlan) -> MadeImage:
@@ -112,15 +113,16 @@ class ImageMaker:
     def _lines(self, stage: StagePlan, until: int) -> list[Line]:
         """The stage's own history; what was made for a shorter part of it is used again."""
         lines = self._known.setdefault(stage.index, [])
+        seen = self._seen.setdefault(stage.index, set())
         for number in range(len(lines), until):
             item = stage.history[number]
             outcome = self._outcomes.get(item.vertex) if item.vertex is not None else None
             layer = created = None
             if outcome is not None and outcome.layer is not None:
-                first = all(before.vertex != item.vertex for before in stage.history[:number])
-                layer = self._blob(outcome.layer) if first else None
+                layer = self._blob(outcome.layer) if item.vertex not in seen else None
             if outcome is not None and outcome.created:
                 created = rfc3339(outcome.created)
+            seen.add(item.vertex)
             text, comment = item.created_by, item.comment
             if not self._keep_empty:
                 text, comment = classic_text(text, layer), ""

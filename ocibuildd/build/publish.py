@@ -205,10 +205,11 @@ class Publisher:
         before: dict[int, Digest] = {}
         for made in images:
             image = made.composed.id
-            parent = before.get(made.stage) or self._base(plan, made.stage)
+            parent = before.get(made.stage)
             before[made.stage] = image
             if image in rows or image in known:
                 continue
+            parent = parent or self._base(plan, made.stage)
             configs.append(made.composed.config)
             rows[image] = self._row(build, made, kind="intermediate", parent=parent)
         if rows:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..model.graph import Plan, StagePlan, Step
 from ..ports import Layer, LayerId
@@ -29,6 +30,14 @@ def number_steps(plan: Plan) -> list[NumberedStep]:
     ]
 
 
+@dataclass(slots=True)
+class _Rest:
+    """The steps of a stage that are to be told of.  history: lines of it whose vertices have ended."""
+
+    steps: deque[NumberedStep] = field(default_factory=deque)
+    history: int = 0
+
+
 class StepFollower:
     """``ended`` for each vertex whose result is final; tells of each instruction once its image is known.
 
@@ -46,9 +55,11 @@ class StepFollower:
         self._plan = plan
         self.maker = ImageMaker(plan, self._outcomes, self._known, keep_empty=keep_empty)
         self.images: list[MadeImage] = []
-        self._open: dict[int, list[NumberedStep]] = {}
+        self._open: dict[int, _Rest] = {}
         for entry in number_steps(plan):
-            self._open.setdefault(entry.stage.index, []).append(entry)
+            self._open.setdefault(entry.stage.index, _Rest()).steps.append(entry)
+        self._waiting: dict[int, list[int]] | None = None
+        """Stages by the vertex that their next step lacks; None before the first vertex ended."""
 
     def ended(self, vertex: int, outcome: VertexOutcome, *, cached: bool) -> None:
         """A vertex has its final result."""
@@ -57,25 +68,43 @@ class StepFollower:
             self._known[layer.id] = layer
         self._outcomes[vertex] = outcome
         self._cached[vertex] = cached
-        for steps in self._open.values():
-            self._advance(steps)
+        if self._waiting is None:
+            self._waiting = {}
+            stages: Sequence[int] = tuple(self._open)
+        else:
+            stages = sorted(self._waiting.pop(vertex, ()))
+        for stage in stages:
+            self._advance(stage, self._waiting)
 
     def finish(self) -> MadeImage:
         """All vertices have ended: what is left of the steps, and the image that was asked for."""
-        for steps in self._open.values():
-            self._advance(steps)
+        for stage in tuple(self._open):
+            self._advance(stage, {})
         return self.maker.final(self._plan.stages[self._plan.target])
 
-    def _advance(self, steps: list[NumberedStep]) -> None:
-        while steps and self._ready(steps[0]):
-            entry = steps.pop(0)
+    def _advance(self, stage: int, waiting: dict[int, list[int]]) -> None:
+        rest = self._open[stage]
+        while rest.steps:
+            lacks = self._lacks(rest)
+            if lacks is not None:
+                waiting.setdefault(lacks, []).append(stage)
+                return
+            entry = rest.steps.popleft()
             made = self.maker.intermediate(entry.stage, entry.index)
             self.images.append(made)
             vertex = entry.step.vertex
             cached = self._cached.get(vertex, False) if vertex is not None else False
             self._tell(entry, made, cached)
 
-    def _ready(self, entry: NumberedStep) -> bool:
-        needed = [entry.step.vertex, entry.stage.base_vertex]
-        needed += [item.vertex for item in entry.stage.history[: entry.step.history]]
-        return all(vertex is None or vertex in self._outcomes for vertex in needed)
+    def _lacks(self, rest: _Rest) -> int | None:
+        """A vertex that the next step's image waits for; each line of history is looked at once."""
+        entry = rest.steps[0]
+        for vertex in (entry.step.vertex, entry.stage.base_vertex):
+            if vertex is not None and vertex not in self._outcomes:
+                return vertex
+        while rest.history < entry.step.history:
+            vertex = entry.stage.history[rest.history].vertex
+            if vertex is not None and vertex not in self._outcomes:
+                return vertex
+            rest.history += 1
+        return None

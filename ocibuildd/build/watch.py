@@ -32,6 +32,7 @@ class Watch:
         self._plan = plan
         self._prefix = prefix
         self._store = store
+        self._before = explain.BuildBefore(store, name, build, plan)
         self._offer = offer
         self._wanted = image_vertices(plan) if offer is not None else ()
         self.follower = StepFollower(plan, store.layers.chain, self._tell, keep_empty=keep_empty)
@@ -41,7 +42,8 @@ class Watch:
         plan, events = self._plan, self._events
         steps = number_steps(plan)
         events.append(
-            "build.started", id=self._build, name=self._name, steps=len(steps), dockerfile=dockerfile
+            "build.started", id=self._build, name=self._name, steps=len(steps), dockerfile=dockerfile,
+            arguments=list(plan.arguments),
         )
         for entry in steps:
             step = entry.step
@@ -112,9 +114,7 @@ class Watch:
 
     def earlier(self, vertex: int, preimage: Preimage) -> list[Reason]:
         """``solver.job.Job.earlier``."""
-        return explain.against_build_before(
-            self._store, self._name, self._build, self._plan, vertex, preimage
-        )
+        return self._before.differs(vertex, preimage)
 
 
 def _owns(entry: NumberedStep) -> bool:

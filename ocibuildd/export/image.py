@@ -12,7 +12,7 @@ the time of the next new layer, or of the one before.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
 import msgspec
@@ -111,10 +111,11 @@ class Composed:
     config: bytes
     layers: tuple[LayerBlob, ...]
     platform: Platform
+    id: Digest = field(init=False)
+    """The config's digest."""
 
-    @property
-    def id(self) -> Digest:
-        return Digest.of(self.config)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "id", Digest.of(self.config))
 
 
 def rfc3339(seconds: float) -> str:
