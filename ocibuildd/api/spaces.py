@@ -129,7 +129,9 @@ async def prune(request: web.Request) -> web.Response:
     served, policies = services(request), policies_for(body)
     if body.all and body.what != "images" and not body.dry_run:
         served.builds.drop_failed()
-    return reply(outcome(await served.maintenance.collect(policies, dry_run=body.dry_run)))
+    # Who asks for space has it when the answer comes.
+    done = await served.maintenance.collect(policies, dry_run=body.dry_run, wait=True)
+    return reply(outcome(done))
 
 
 class GcBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
