@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from ..errors import BuildError, NoSpace
-from ..runtime import in_thread
+from ..runtime import in_thread, until_done
 from .db import checkpoint
 from .gc import Plan, planning
 from .policy import Policy
@@ -20,7 +20,7 @@ from .rebuild import compacting
 from .space import Reservation
 from .store import Store
 from .survey import surveying
-from .sweep import Outcome, collecting, empty_trash
+from .sweep import Outcome, collecting, list_trash, unlink_trash
 from .usage import Usage, reckoning
 
 log = logging.getLogger(__name__)
@@ -137,9 +137,14 @@ class Maintenance:
     async def empty_trash(self) -> None:
         """Delete for good what was put into the trash."""
         async with self._emptying:
-            directories = await in_thread(empty_trash, self.store.path)
-            if directories:
-                await self._remove(directories)
+            state = self.store.path
+            files, directories = await in_thread(list_trash, state)
+            unlinking = asyncio.ensure_future(in_thread(unlink_trash, state, files))
+            try:
+                if directories:
+                    await self._remove(directories)  # beside it, on another processor
+            finally:
+                await until_done(unlinking)
 
     async def tidy(self) -> None:
         """Old builds, hints and log lines; free pages back to the disk; the write-ahead log emptied."""

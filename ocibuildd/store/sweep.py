@@ -3,6 +3,7 @@ came into use since the plan was made stays), then the files into the trash."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import time
@@ -210,19 +211,34 @@ def _blob(store: Store, blob: str, gone: list[Digest]) -> None:
         store.db.after_commit(lambda: gone.append(digest))
 
 
-def empty_trash(state: Path, paths: Iterable[Path] | None = None) -> list[Path]:
+def empty_trash(state: Path) -> list[Path]:
     """Unlink the files in the trash; gives the directories (trees, cache mounts), which are nsd's to
     delete.  *Thread-safe*."""
-    directories: list[Path] = []
-    if paths is None:
-        with os.scandir(state / "trash") as entries:
-            paths = [Path(entry.path) for entry in entries]
-    for path in paths:
-        hit("trash.before-unlink")
-        try:
-            path.unlink()
-        except FileNotFoundError:
-            continue
-        except (IsADirectoryError, PermissionError):
-            directories.append(path)
+    files, directories = list_trash(state)
+    unlink_trash(state, files)
     return directories
+
+
+def list_trash(state: Path) -> tuple[list[str], list[Path]]:
+    """What is in the trash: names of files, paths of directories.  *Thread-safe*."""
+    files: list[str] = []
+    directories: list[Path] = []
+    with os.scandir(state / "trash") as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                directories.append(Path(entry.path))
+            else:
+                files.append(entry.name)
+    return files, directories
+
+
+def unlink_trash(state: Path, names: Iterable[str]) -> None:
+    """Delete files in the trash; one that is gone is no error.  *Thread-safe*."""
+    trash = os.open(state / "trash", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for name in names:
+            hit("trash.before-unlink")
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(name, dir_fd=trash)
+    finally:
+        os.close(trash)
