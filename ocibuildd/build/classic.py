@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from ..errors import InvalidArgument
 from ..executor.source import Directory
 from ..model.graph import Plan
-from ..model.patterns import has_wildcard
+from ..model.patterns import BadPattern, has_wildcard, match
 from ..ports import Checksum, CopySpec, SourceDir
 
 Checksums = Callable[[Directory, SourceDir, CopySpec], Awaitable[Checksum]]
@@ -27,11 +27,23 @@ def classic_checksums(checksum: Checksums) -> Checksums:
                 raise InvalidArgument(
                     f"{command} failed: forbidden path outside the build context: {path} ()"
                 )
+            if has_wildcard(path) and not is_pattern(path):
+                raise InvalidArgument(f"{command} failed: no source files were specified")
         found = await checksum(directory, source, spec)
         check_copy(command, found, source["paths"], spec["dest"])
         return found
 
     return checked
+
+
+def is_pattern(path: str) -> bool:
+    """Is it a pattern that Go's matcher takes?"""
+    try:
+        for part in path.split("/"):
+            match(part, part)
+    except BadPattern:
+        return False
+    return True
 
 
 def check_copy(command: str, found: Checksum, paths: list[str], dest: str) -> None:

@@ -22,7 +22,8 @@ MAX_IGNORE = 1 << 20
 ARCHIVE_MAGIC = (
     b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd", b"\x50\x2a\x4d\x18",
 )
-TAR_MAGIC_OFFSET = 257
+TAR_MAGIC_OFFSET, TAR_BLOCK = 257, 512
+TAR_CHECKSUM = slice(148, 156)
 
 FetchRemote = Callable[[str], Awaitable["Remote"]]
 
@@ -83,9 +84,21 @@ def _read(fd: int, path: str, limit: int, what: str) -> bytes:
 
 
 def is_archive(head: bytes) -> bool:
-    """Do these first bytes (512 will do) begin a tar, compressed or not?"""
+    """Do these first bytes (512 will do) begin a tar, compressed or not?  A tar of nothing is one too."""
     magic = head[TAR_MAGIC_OFFSET : TAR_MAGIC_OFFSET + 5]
-    return head.startswith(ARCHIVE_MAGIC) or magic == b"ustar"
+    if head.startswith(ARCHIVE_MAGIC) or magic == b"ustar":
+        return True
+    return len(head) == TAR_BLOCK and (not any(head) or _is_old_header(head))
+
+
+def _is_old_header(head: bytes) -> bool:
+    """A header of V7, which has no magic: its checksum holds, the field itself counted as blanks (pax(1))."""
+    try:
+        stated = int(head[TAR_CHECKSUM].strip(b" \0") or b"-1", 8)
+    except ValueError:
+        return False
+    field = TAR_CHECKSUM
+    return stated == sum(head[: field.start]) + sum(head[field.stop :]) + 8 * ord(" ")
 
 
 async def unpack(nsd: Nsd, archive: int, directory: Path) -> Directory:

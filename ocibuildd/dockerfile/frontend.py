@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..errors import DockerfileError
 from ..model.graph import GitSource, HttpSource, Location, Plan, Warning  # noqa: A004
 from ..model.oci import Platform
 from .epoch import epoch_source
 from .faults import Fault, Source, nearest
-from .instructions import Arg, Dockerfile, Stage
-from .lexer import MAX_BYTES, detect_check, detect_syntax, lex
-from .lint import Checks, Linter, parse_checks
+from .instructions import Arg, Dockerfile, Instruction, Stage
+from .lexer import MAX_BYTES, detect_syntax, lex
+from .lint import Checks, Linter, checks_of_text, parse_checks
 from .lint_text import lint_before, lint_continuations, lint_description, lint_stages
 from .lower import Known, Lowering, checks_of
 from .options import LowerOptions
@@ -87,7 +87,25 @@ def unresolved(dockerfile: Dockerfile, options: LowerOptions, known: Known, ref:
     names = [other.stage_name for other in dockerfile.stages if other.stage_name and other is not stage]
     near = nearest(stage.base_name, [*names, *options.contexts], fold=True)
     hint = f"did you mean the stage or context {near}?" if near else ""
-    return hint, dockerfile.source.error(Fault("", stage.location, mark=stage.base_name)).details
+    details = dockerfile.source.error(Fault("", stage.location, mark=stage.base_name)).details
+    return hint, {**details, "instruction": _place(dockerfile, stage.location, options)}
+
+
+def _place(dockerfile: Dockerfile, location: Location, options: LowerOptions) -> dict[str, object]:
+    """An instruction among those up to the target: text, number, how many (ARGs before the first FROM and the
+    labels that the request adds are counted), and those ARGs."""
+    wanted: list[Instruction] = list(dockerfile.meta_args)
+    for stage in dockerfile.stages:
+        wanted += [stage, *stage.commands]
+        if options.target and stage.stage_name == options.target.lower():
+            break
+    found = [number for number, each in enumerate(wanted, 1) if each.location == location]
+    if not found:
+        return {}
+    return {
+        "text": wanted[found[0] - 1].source, "number": found[0], "steps": len(wanted) + len(options.labels),
+        "arguments": [arg.source for arg in dockerfile.meta_args],
+    }
 
 
 def lower(dockerfile: Dockerfile, options: LowerOptions, known: Known) -> Plan:
@@ -100,7 +118,8 @@ def lower(dockerfile: Dockerfile, options: LowerOptions, known: Known) -> Plan:
             ref, platform = lowering.missing[0]
             raise Fault(f"image {ref} for {platform} was not resolved")
         lowering.dispatch()
-        return lowering.plan(target)
+        arguments = tuple(arg.source for arg in dockerfile.meta_args)
+        return replace(lowering.plan(target), arguments=arguments)
 
 
 def _wanted_syntax(dockerfile: Dockerfile, options: LowerOptions) -> tuple[Warning, ...]:
@@ -169,7 +188,7 @@ def _linter(source: Source, options: LowerOptions) -> tuple[Linter, Fault | None
     """The linter, and what is wrong with the options of the checks: there are none then."""
     given = options.build_args.get("BUILDKIT_DOCKERFILE_CHECK")
     try:
-        return Linter(parse_checks(given if given is not None else detect_check(source.text))), None
+        return Linter(parse_checks(given) if given is not None else checks_of_text(source.text)), None
     except Fault as fault:
         return Linter(Checks(skip_all=True)), fault
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from ..errors import Conflict
-from ..executor.image import is_id
 from ..model.reference import Reference
 from ..store import Store
 from ..store.images import Image, Name
@@ -23,7 +22,7 @@ def remove(store: Store, text: str, *, force: bool = False, prune: bool = True) 
     with store.transaction():
         if name is not None:
             return _by_name(store, image, name, prune=prune)
-        return _by_id(store, image, text, force=force, prune=prune)
+        return _by_id(store, image, force=force, prune=prune)
 
 
 def _by_name(store: Store, image: Image, name: Name, *, prune: bool) -> list[Removed]:
@@ -41,18 +40,18 @@ def _by_name(store: Store, image: Image, name: Name, *, prune: bool) -> list[Rem
     return removed + _delete(store, image, prune=prune, quiet=True)
 
 
-def _by_id(store: Store, image: Image, text: str, *, force: bool, prune: bool) -> list[Removed]:
+def _by_id(store: Store, image: Image, *, force: bool, prune: bool) -> list[Removed]:
     names = store.images.names_of(image.id)
     repositories = {_repository(name) for name in names}
-    shown = text.removeprefix("sha256:")[:12] if is_id(text) else text
+    shown = image.id.short
+    if _children(store, image):
+        raise Conflict(
+            f"conflict: unable to delete {shown} (cannot be forced) - image has dependent child images"
+        )
     if len(repositories) > 1 and not force:
         raise Conflict(
             f"conflict: unable to delete {shown} (must be forced) - image is referenced in multiple"
             " repositories"
-        )
-    if _children(store, image):
-        raise Conflict(
-            f"conflict: unable to delete {shown} (cannot be forced) - image has dependent child images"
         )
     return _untag(store, names) + _delete(store, image, prune=prune, quiet=False)
 

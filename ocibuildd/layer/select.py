@@ -120,7 +120,11 @@ class Selector:
         prefix = os.fsencode(patterns.clean("/" + pivot)[1:])
         path = patterns.clean("/" + text)[1:]
         if patterns.has_wildcard(path):
-            for name in self._expand(prefix, path):
+            try:
+                names = list(self._expand(prefix, path))
+            except patterns.BadPattern as error:
+                raise InvalidArgument(f"source {error}") from None
+            for name in names:
                 match = self._match(prefix, name, wildcard=True)
                 if match is not None:
                     yield match

@@ -3,7 +3,7 @@
 Each event is one JSON object on one line: ``{"n": <sequence, from 0>, "t": <seconds since the epoch>,
 "type": …}`` and the fields below.  Fields that are empty are left out.
 
-    build.started   id, name, steps (total), dockerfile
+    build.started   id, name, steps (total), dockerfile, arguments (texts of the ARGs before the first FROM)
     build.step      vertex, step, total, stage, text, line      (each instruction, before anything runs)
     vertex.started  vertex, name, inputs
     vertex.log      vertex, stream (1 | 2), data (text; undecodable bytes replaced)

@@ -272,3 +272,5 @@ class Plan:
     epoch: int | None = None
     unused_args: tuple[str, ...] = ()
     secrets: tuple[str, ...] = field(default=())
+    arguments: tuple[str, ...] = ()
+    """The ARGs before the first FROM, as they stand there."""

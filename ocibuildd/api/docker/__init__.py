@@ -47,6 +47,10 @@ def guarded(handler: Handler) -> Handler:
     return guard
 
 
+VERBS = "start|stop|kill|wait|attach|restart|pause|unpause|rename|update|resize|exec"
+"""What is done to a container."""
+
+
 class DockerApi:
     """All handlers, made from the services.
 
@@ -63,7 +67,7 @@ class DockerApi:
         self._build = Build(builds, peer, images, self.events)
         self._images = Images(images, builds, registry, self.events)
         self._transfer = Transfer(images, registry, self.events)
-        self._space = Space(images, builds, maintenance, registry)
+        self._space = Space(images, builds, maintenance, registry, self.events)
 
     def routes(self) -> list[tuple[str, str, Handler]]:
         """(method, path, handler); an image's name may hold slashes."""
@@ -93,13 +97,24 @@ class DockerApi:
             ("GET", "/{kind:containers}/{name}/json", system.missing),
             ("GET", "/{kind:networks|volumes}/{name}", system.missing),
             ("GET", "/{kind:plugins}/{name:.+}/json", system.missing),
-            ("DELETE", "/{kind:containers|networks|volumes}/{name}", system.missing),
-            ("POST", "/{kind:containers}/{name}/{verb:start|stop|kill|wait|attach|restart}", system.missing),
-            ("GET", "/{kind:containers}/{name}/{verb:logs|top|stats|changes|archive}", system.missing),
+            ("DELETE", "/{kind:containers|networks|volumes|plugins}/{name}", system.missing),
+            ("POST", f"/{{kind:containers}}/{{name}}/{{verb:{VERBS}}}", system.missing),
+            ("GET", "/{kind:containers}/{name}/{verb:logs|top|stats|changes|archive|export|attach/ws}", system.missing),
+            ("HEAD", "/{kind:containers}/{name}/archive", system.missing),
+            ("PUT", "/{kind:containers}/{name}/archive", system.missing),
+            ("GET", "/{kind:exec}/{name}/json", system.missing),
+            ("POST", "/{kind:exec}/{name}/{verb:start|resize}", system.missing),
+            ("POST", "/networks/{network}/{verb:connect|disconnect}", system.connect),
+            ("POST", "/{kind:plugins}/{name:.+}/{verb:enable|disable|set|upgrade|push}", system.missing),
+            ("POST", "/plugins/{verb:pull|create}", system.unsupported),
             ("POST", "/containers/create", system.unsupported), ("POST", "/networks/create", system.unsupported),
             ("POST", "/volumes/create", system.unsupported), ("POST", "/commit", system.no_commit),
             ("GET", "/{what:swarm|nodes|services|tasks|secrets|configs}", system.no_swarm),
-            ("GET", "/{what:nodes|services|tasks|secrets|configs}/{name}", system.no_swarm),
+            ("*", "/{what:nodes|services|tasks|secrets|configs}/{name}", system.no_swarm),
+            ("*", "/{what:nodes|services|secrets|configs}/{name}/{verb:update|logs}", system.no_swarm),
+            ("POST", "/swarm/leave", system.no_swarm_left), ("POST", "/swarm/update", system.no_swarm),
+            ("POST", "/swarm/{verb:init|join|unlock}", system.unsupported),
+            ("POST", "/session", system.no_buildkit), ("POST", "/grpc", system.no_buildkit),
         ]  # fmt: skip
 
     def register(self, app: web.Application) -> None:
@@ -109,6 +124,8 @@ class DockerApi:
             for prefix in ("", r"/v{version:\d+\.\d+}"):
                 app.router.add_route(method, prefix + path, wrapped)
         app.router.add_route("*", r"/v{version:\d+\.\d+}/{rest:.*}", guarded(_nothing_here))
+        # Beside the native API, which stands under /v1, all other paths are Docker's to know.
+        app.router.add_route("*", "/{rest:(?!v1/).*}", guarded(_nothing_here))
 
 
 async def _nothing_here(_request: web.Request) -> web.StreamResponse:

@@ -14,22 +14,25 @@ from aiohttp import web
 from ...build.options import parse_hosts
 from ...errors import BuildError
 from ...model import request as model
-from ...model.reference import Reference
-from .classic import ClassicStream, describe, of_image
+from . import gojson
+from .classic import ClassicStream, step_head
 from .events import Events
 from .protocol import (
     API_VERSION,
     ApiError,
     JsonStream,
+    check_tag,
     failure,
     flag,
     json_parameter,
     number,
+    parse_reference,
     registry_config,
 )
+from .words import NO_DOCKERFILE, describe, of_image, refused_request, remote_failed
 
 READ_SIZE = 1 << 18
-NO_DOCKERFILE = "Cannot locate specified Dockerfile"
+NO_SESSION = "experimental session with v1 builder is no longer supported, and BuildKit's API isn't spoken here"
 UNSTREAMED = frozenset({"dockerfile", "invalid-argument", "denied", "too-large"})
 """Codes of errors that are the client's own."""
 MAX_TAGS = 128
@@ -38,12 +41,13 @@ UNSTARTED = frozenset({"build.started", "message", "warning"})
 """Events that may come before it is clear that the Dockerfile can be built at all."""
 
 
-def _strings(value: Any, what: str) -> dict[str, str | None]:
-    """A JSON object of strings (or null)."""
-    for key, item in (value or {}).items():
+def _strings(query: Mapping[str, str], name: str, what: str, wanted: str) -> dict[str, str | None]:
+    """A parameter that is a JSON object of strings (or null)."""
+    found = json_parameter(query, name, dict, f"error reading {what}: ", wanted) or {}
+    for item in found.values():
         if not isinstance(item, str | None):
-            raise ApiError(400, f"error reading {what}: {key}: expected a string")
-    return dict(value or {})
+            raise ApiError(400, f"error reading {what}: {gojson.mismatch(item, 'string')} (expected a string)")
+    return dict(found)
 
 
 def _names(query: Any) -> tuple[str, ...]:
@@ -52,36 +56,41 @@ def _names(query: Any) -> tuple[str, ...]:
     if len(names) > MAX_TAGS:
         raise ApiError(400, f"too many tags: {len(names)}, at most {MAX_TAGS}")
     for name in names:
-        try:
-            reference = Reference.parse(name)
-        except ValueError as error:
-            raise ApiError(400, f"Error parsing reference: {name!r}: {error}") from None
+        reference = parse_reference(name)
         if reference.digest:
             raise ApiError(400, "build tag cannot contain a digest")
+        check_tag(reference)
     return tuple(names)
 
 
 def _limits(query: Mapping[str, str]) -> model.ResourceLimits:
     nofile = 0
-    for limit in json_parameter(query, "ulimits", list) or []:
+    wanted = "[]*units.Ulimit"
+    for limit in json_parameter(query, "ulimits", list, "error reading ulimit settings: ", wanted) or []:
         if isinstance(limit, dict) and limit.get("Name") == "nofile":
-            nofile = int(limit.get("Soft") or limit.get("Hard") or 0)
+            nofile = whole(limit.get("Soft")) or whole(limit.get("Hard"))
     if number(query, "shmsize") < 0:
         raise ApiError(400, "SHM size can not be less than 0")
-    memory = number(query, "memory")
-    if memory < 0:
-        raise ApiError(400, f"invalid memory limit: {memory}")
+    memory, quota, period, shares, swap = (
+        max(number(query, name, strict=False), 0)
+        for name in ("memory", "cpuquota", "cpuperiod", "cpushares", "memswap")
+    )
     return model.ResourceLimits(
         memory=memory,
-        memory_swap=max(number(query, "memswap"), 0),
-        cpu_quota=max(number(query, "cpuquota"), 0),
-        cpu_period=max(number(query, "cpuperiod"), 0),
-        cpu_shares=max(number(query, "cpushares"), 0),
+        memory_swap=swap,
+        cpu_quota=quota,
+        cpu_period=period,
+        cpu_shares=shares,
         cpuset_cpus=query.get("cpusetcpus", ""),
         cpuset_mems=query.get("cpusetmems", ""),
         shm_size=max(number(query, "shmsize"), 0),
         nofile=max(nofile, 0),
     )
+
+
+def whole(value: Any) -> int:
+    """A number of a JSON parameter, 0 where it is none."""
+    return value if isinstance(value, int) and abs(value) < 1 << 63 else 0
 
 
 def _network(query: Mapping[str, str]) -> Any:
@@ -96,9 +105,9 @@ def _network(query: Mapping[str, str]) -> Any:
 def _dockerfile(query: Mapping[str, str]) -> str:
     """The Dockerfile's path in the context: never one on this host."""
     name = query.get("dockerfile", "")
-    path = posixpath.normpath(name.lstrip("/")) if name.strip("/") else ""
+    path = posixpath.normpath(name.lstrip("/") or ".") if name else ""
     if path.split("/")[0] == "..":
-        raise ApiError(400, f"Forbidden path outside the build context: {name} ()")
+        raise ApiError(400, f"forbidden path outside the build context: {name} ()")
     return path
 
 
@@ -116,8 +125,11 @@ def _refuse_unsupported(query: Any) -> None:
     if any(query.getall("securityopt", [])):
         raise ApiError(400, "The daemon on this platform does not support setting security options on build")
     isolation = query.get("isolation", "")
-    if isolation not in {"", "default"}:
-        raise ApiError(400, f"Unsupported isolation: {isolation!r}")
+    if isolation.lower() not in {"", "default"}:
+        raise ApiError(400, f'Unsupported isolation: "{isolation}"')
+    if query.get("version", "") not in {"", "1", "2"}:
+        raise ApiError(400, f'invalid version "{query["version"]}"')
+    json_parameter(query, "outputs", list, "", "[]types.ImageBuildOutput")
 
 
 def build_request(
@@ -125,7 +137,7 @@ def build_request(
 ) -> model.BuildRequest:
     """The query of POST /build as a request of ours.  Raises ApiError."""
     _refuse_unsupported(query)
-    labels = _strings(json_parameter(query, "labels", dict), "labels")
+    labels = _strings(query, "labels", "labels", "map[string]string")
     platform = query.get("platform", "").lower()
     target = query.get("target", "")
     return model.BuildRequest(
@@ -133,7 +145,7 @@ def build_request(
         dockerfile=_dockerfile(query),
         tags=_names(query),
         target=target,
-        build_args=_strings(json_parameter(query, "buildargs", dict), "build args"),
+        build_args=_strings(query, "buildargs", "build args", "map[string]*string"),
         labels={key: value or "" for key, value in labels.items()},
         platforms=(platform,) if platform else (),
         no_cache=flag(query, "nocache"),
@@ -160,7 +172,7 @@ class Build:
     def _uncached(self, query: Mapping[str, str]) -> bool:
         """``cachefrom`` names the only images whose steps may be used: where none of them is here, the
         classic builder uses none at all."""
-        names = json_parameter(query, "cachefrom", list) or []
+        names = json_parameter(query, "cachefrom", list, "error reading cachefrom: ", "[]string") or []
         for name in names:
             try:
                 self._images.find(str(name))
@@ -180,7 +192,7 @@ class Build:
         if remote and remote != "client-session" and not REMOTE.match(remote):
             raise ApiError(400, f"remoteURL ({remote}) could not be recognized as URL")
         if remote == "client-session":
-            raise ApiError(400, "no session: this API speaks the classic builder's protocol")
+            raise ApiError(400, NO_SESSION)
         auth = registry_config(request)
         build_request(query, model.EmptyContext(), auth)  # before a large body is taken in
         if remote:
@@ -227,14 +239,14 @@ class Build:
     ) -> web.StreamResponse:
         query = request.query
         classic = ClassicStream(
-            build, quiet=flag(query, "q"), remove=flag(query, "rm", default=True), no_cache=no_cache
+            build, quiet=flag(query, "q"), no_cache=no_cache,
+            remove=flag(query, "forcerm") or flag(query, "rm", default=True),
         )
         stream = JsonStream(request)
         begun = False
         async for event in self._events(build):
             if event["type"] == "build.failed" and not begun:
-                version = request.match_info.get("version", API_VERSION)
-                return await self._unbegun(stream, event["error"], version)
+                return await self._unbegun(request, stream, event["error"])
             begun = begun or event["type"] not in UNSTARTED
             if event["type"] == "build.done":
                 for name in event.get("names", ()):
@@ -242,17 +254,28 @@ class Build:
             await stream.send(*classic.feed(event))
         return await stream.end()
 
-    async def _unbegun(self, stream: JsonStream, error: dict[str, Any], version: str) -> web.StreamResponse:
+    async def _unbegun(
+        self, request: web.Request, stream: JsonStream, error: dict[str, Any]
+    ) -> web.StreamResponse:
         """The answer to a build that never began: a status of its own where the request or the Dockerfile is
         wrong, else (a base image can't be had) the only message of the stream."""
         from ...errors import CLASSES
 
-        message = dockerfile_message(error, version)
+        version = request.match_info.get("version", API_VERSION)
+        message = refused_request(error, version)
+        remote, name = request.query.get("remote", ""), request.query.get("dockerfile", "")
+        if remote:
+            message = remote_failed(message, remote)
+        if name and message.startswith(NO_DOCKERFILE):
+            message = f"{NO_DOCKERFILE}: {name}"
         if error.get("code") in UNSTREAMED or not of_image(error):
             status = CLASSES.get(str(error.get("code")), BuildError).status
-            return failure(ApiError(status, message))
-        message = describe(error)
-        await stream.send({"errorDetail": {"message": message}, "error": message})
+            if status == 404 and not remote:
+                status = 400  # of a build's answers a 404 is none: clients take it for an image's
+            return failure(ApiError(min(status, 500), message))
+        place = (error.get("details") or {}).get("instruction") or {}
+        message = describe(error, str(place.get("text", "")))
+        await stream.send(*steps_until(place), {"errorDetail": {"message": message}, "error": message})
         return await stream.end()
 
     async def cancel(self, request: web.Request) -> web.Response:
@@ -264,22 +287,9 @@ class Build:
         return web.Response(status=204)
 
 
-def dockerfile_message(error: Mapping[str, Any], version: str = API_VERSION) -> str:
-    """An error in a Dockerfile in the classic builder's words; before API 1.42 it said "line", not "on line"."""
-    message = str(error.get("message", ""))
-    details = error.get("details") or {}
-    if match := re.match(r"failed to read dockerfile:? ([^:]+): (no such file|No such file)", message):
-        return f"{NO_DOCKERFILE}: {match[1]}"
-    if message == "the Dockerfile cannot be empty":
-        return "the Dockerfile (Dockerfile) cannot be empty"
-    if error.get("code") != "dockerfile":
-        return message
-    if match := re.search(r'target stage "(.*)" could not be found', message):
-        return f"failed to reach build target {match[1]} in Dockerfile"
-    if "line" in details and not message.startswith("dockerfile parse error"):
-        # The place is said once: our own messages carry it in front.
-        text = re.sub(r"^[^:\s]+:\d+:\s*", "", message)
-        message = f"dockerfile parse error on line {details['line']}: {text}"
-    if tuple(map(int, version.split("."))) < (1, 42):
-        message = message.replace("parse error on line", "parse error line", 1)
-    return message
+def steps_until(place: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """How far the classic builder had come when it failed to get an image: to the instruction that names it."""
+    arguments, text = list(place.get("arguments") or ()), str(place.get("text", ""))
+    total = int(place.get("steps") or 0)
+    before = [message for number, line in enumerate(arguments, 1) for message in step_head(number, total, line)]
+    return [*before, *step_head(int(place.get("number") or 1), total, text)] if text else []

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Any
 
 from ...model.reference import Reference
+from .progress import PULL_WORDS, Transfers
+from .words import describe
 
 Message = dict[str, Any]
 
@@ -21,12 +24,11 @@ STDERR_START, STDERR_END = "\x1b[91m", "\x1b[0m"
 """How the classic builder marks what a step writes to its standard error."""
 FILE_INSTRUCTIONS = frozenset({"FROM", "COPY", "ADD"})
 """They need no container: the classic builder says nothing of one."""
-_UNCONSUMED = re.compile(r"one or more build-args were not consumed: (\[.*\])", re.IGNORECASE)
-_NO_USER = re.compile(r"user '([^']*)': not in the image's /etc/passwd")
-_IMAGE = re.compile(r"[a-z0-9.-]+(:\d+)?/[\w./-]+([:@][\w.:-]+)?\Z")
-PULL_CODES = frozenset({"not-found", "unauthorized", "denied"})
+_PULLED = re.compile(r"\] FROM (\S+)@(sha256:[0-9a-f]{64})\Z")
 HELD_LIMIT = 4 << 20
 """Characters of output that are held back for one step; more of it is dropped."""
+MAX_STATUS = 10_000
+"""Messages of a base image's transfer that are held back; more of them are dropped."""
 
 
 @dataclass(slots=True)
@@ -48,6 +50,9 @@ class _Step:
     done: bool = False
     cached: bool = False
     image: str = ""
+    pulled: tuple[str, str] = ("", "")
+    """Name and digest of the image that a FROM stands on."""
+    pulling: bool = False
     held: list[Message] = field(default_factory=list)
     held_size: int = 0
 
@@ -74,8 +79,11 @@ class ClassicStream:
         self._steps: list[_Step] = []
         self._current = 0
         self._total = 0
+        self._before: tuple[str, ...] = ()
+        """The ARGs before the first FROM that weren't told yet."""
         self._shown: dict[int, int] = {}
         """The number that a step is shown under; the steps of triggers have none."""
+        self._transfers = Transfers(PULL_WORDS)
         self._warnings: list[Message] = []
         self._told = ""
         """The last image that was told as ``aux``."""
@@ -83,6 +91,8 @@ class ClassicStream:
     def feed(self, event: dict[str, Any]) -> list[Message]:
         """The messages that become due with this event."""
         kind = event["type"]
+        if kind == "build.started":
+            return self._arguments(event.get("arguments") or ())
         if kind == "build.step":
             self._announce(event)
             return []
@@ -100,11 +110,23 @@ class ClassicStream:
             for step in self._of(event):
                 step.started = True
                 step.working = step.working or not event.get("cached")
+                found = _PULLED.search(str(event.get("name", "")))
+                step.pulled = (found[1], found[2]) if found else step.pulled
         elif kind == "vertex.log":
             self._log(event)
+        elif kind == "vertex.status":
+            self._status(event)
+        elif kind == "warning" and event.get("rule") == "NoEmptyContinuation" and not self._quiet:
+            return self._empty_continuation(int(event.get("line") or 0))
         elif kind == "step.done":
             self._done(event)
         return [] if self._quiet else self._advance()
+
+    def _arguments(self, texts: Sequence[str]) -> list[Message]:
+        """The ARGs before the first FROM: steps that leave nothing."""
+        self._before = tuple(texts)
+        self._total = len(texts)
+        return []
 
     def _announce(self, event: dict[str, Any]) -> None:
         step = _Step(
@@ -133,12 +155,38 @@ class ClassicStream:
                 step.held.append({"stream": text})
                 step.held_size += len(text)
 
+    def _empty_continuation(self, line: int) -> list[Message]:
+        """What is told before the first step."""
+        found = [step.text for step in self._steps if step.line <= line]
+        start = "[WARNING]: Empty continuation line"
+        text = (
+            f"{start} found in:\n    {found[-1] if found else ''}\n"
+            f"{start}s will become errors in a future release.\n"
+        )
+        return [{"stream": f"{STDERR_START}{text}{STDERR_END}"}]
+
+    def _status(self, event: dict[str, Any]) -> None:
+        """The layers of a base image on their way in."""
+        for step in self._of(event):
+            message = self._transfers.message(event)
+            if message is not None and step.text and not step.needs_container and len(step.held) < MAX_STATUS:
+                if step.pulled[0] and not step.pulling:
+                    step.pulling = True
+                    reference = Reference.parse(step.pulled[0]).with_default_tag()
+                    name = reference.tag or str(reference.digest)
+                    step.held.append({"status": f"Pulling from {reference.path}", "id": name})
+                step.held.append(message)
+
     def _done(self, event: dict[str, Any]) -> None:
         for step in self._steps:
             if step.number == event.get("step"):
                 step.done = True
                 step.cached = bool(event.get("cached")) and not self._no_cache
                 step.image = str(event.get("image", ""))
+                if step.pulling:
+                    name = Reference.parse(step.pulled[0]).with_default_tag().familiar
+                    step.held.append({"status": f"Digest: {step.pulled[1]}"})
+                    step.held.append({"status": f"Status: Downloaded newer image for {name}"})
 
     def _container(self, step: _Step) -> str:
         return hashlib.sha256(f"{self._build} {step.number}".encode()).hexdigest()[:12]
@@ -165,12 +213,13 @@ class ClassicStream:
 
     def _head(self, step: _Step) -> list[Message]:
         out: list[Message] = []
+        for number, text in enumerate(self._before, 1):
+            out += step_head(number, self._total, text)
+        self._before = ()
         if not step.headed:
             step.headed = True
             if not step.trigger:
-                number = self._shown[step.number]
-                out.append({"stream": f"Step {number}/{self._total} : {step.text}"})
-                out.append({"stream": "\n"})
+                out += step_head(self._shown[step.number], self._total, step.text)
         known = step.done or step.held or step.working
         if known and step.needs_container and not step.cached and not step.running:
             step.running = True
@@ -213,11 +262,24 @@ class ClassicStream:
         """The error's message last; ``errorDetail.code`` is what the CLI exits with."""
         error = event.get("error") or {}
         details = error.get("details") or {}
-        detail: dict[str, Any] = {"message": describe(error)}
+        failed = self._failed(error)
+        detail: dict[str, Any] = {"message": describe(error, failed.text if failed else "")}
         if error.get("code") == "step-failed":
             detail["code"] = int(details.get("exit_code") or 1)
+        if failed is not None:
+            failed.started = True
         out = self._advance() + self._failed_logs(details)  # a quiet build that fails tells all
         return [*out, {"errorDetail": detail, "error": detail["message"]}]
+
+    def _failed(self, error: dict[str, Any]) -> _Step | None:
+        """The step that failed; that of a download that failed is the ADD that wants it."""
+        vertex = str((error.get("details") or {}).get("vertex", ""))
+        left = [step for step in self._steps if not step.done]
+        found = [step for step in left if vertex and step.vertex == vertex]
+        place = re.search(r"(?:GET https?://|registry )([^/:\s]+)", str(error.get("message", "")))
+        if not found and place:
+            found = [step for step in left if step.text[:3].upper() == "ADD" and f"//{place[1]}" in step.text]
+        return found[0] if found else None
 
     def _failed_logs(self, details: dict[str, Any]) -> list[Message]:
         """The failing step's output, where an earlier step still holds it back."""
@@ -230,43 +292,6 @@ class ClassicStream:
         return out
 
 
-def warning_text(event: dict[str, Any]) -> str:
-    """A warning in the classic builder's words, where it has words for it."""
-    text = str(event.get("text", ""))
-    match = _UNCONSUMED.fullmatch(text)
-    return f"One or more build-args {match[1]} were not consumed" if match else text
-
-
-def describe(error: dict[str, Any]) -> str:
-    """An error in the classic builder's words, where it has words for it."""
-    details = error.get("details") or {}
-    message, code = str(error.get("message", "")), error.get("code")
-    if code == "step-failed" and details.get("command") and "exit_code" in details:
-        return f"The command '{details['command']}' returned a non-zero code: {details['exit_code']}"
-    if match := _NO_USER.match(message):
-        return f"unable to find user {match[1]}: no matching entries in passwd file"
-    name, _, rest = message.partition(": ")
-    if code in PULL_CODES and _IMAGE.match(name):
-        return pull_refused(str(code), name, rest)
-    return message
-
-
-def of_image(error: dict[str, Any]) -> bool:
-    """Is the error about an image that a Dockerfile names?  Such messages begin with its name."""
-    return bool(_IMAGE.match(str(error.get("message", "")).partition(": ")[0]))
-
-
-def pull_refused(code: str, name: str, why: str) -> str:
-    """Why an image can't be pulled, as Docker says it.  code: of the error; name: of the image."""
-    try:
-        reference = Reference.parse(name).with_default_tag()
-    except ValueError:
-        return f"{name}: {why}"
-    if code == "not-found":
-        return f"manifest for {reference.familiar} not found: manifest unknown: {why}"
-    if code in PULL_CODES:
-        return (
-            f"pull access denied for {reference.familiar_name}, repository does not exist or may require "
-            f"'docker login': {why}"
-        )
-    return why
+def step_head(number: int, total: int, text: str) -> list[Message]:
+    """What the classic builder says as it comes to an instruction."""
+    return [{"stream": f"Step {number}/{total} : {text}"}, {"stream": "\n"}]

@@ -57,7 +57,7 @@ def matches(event: Mapping[str, Any], wanted: Mapping[str, list[str]]) -> bool:
         "scope": lambda v: v == "local",
         "label": label,
         "image": lambda v: event["Type"] == "image"
-        and (event["id"].startswith((v, f"sha256:{v}")) or fnmatch.fnmatch(attributes.get("name", ""), v)
+        and (event["Actor"]["ID"].startswith((v, f"sha256:{v}")) or fnmatch.fnmatch(attributes.get("name", ""), v)
              or attributes.get("name", "").rpartition(":")[0] == v),
     }
     return all(
@@ -75,10 +75,19 @@ class Events:
 
     def image(self, action: str, image: str, name: str = "", labels: Mapping[str, str] | None = None) -> None:
         """Something happened to an image: tag, untag, delete, pull, push, import, load, save."""
+        attributes = {**(labels or {}), "name": name or image}
+        self._add({"status": action, "id": image}, "image", action, image, attributes)
+
+    def prune(self, kind: str, reclaimed: int) -> None:
+        """What is unused was removed.  kind: "image" or "builder"; reclaimed: bytes."""
+        self._add({"status": "prune"} if kind == "image" else {}, kind, "prune", "", {"reclaimed": str(reclaimed)})
+
+    def _add(
+        self, legacy: Mapping[str, str], kind: str, action: str, actor: str, attributes: Mapping[str, str]
+    ) -> None:
         now = time.time_ns()
         event = {
-            "status": action, "id": image, "Type": "image", "Action": action,
-            "Actor": {"ID": image, "Attributes": {**(labels or {}), "name": name or image}},
+            **legacy, "Type": kind, "Action": action, "Actor": {"ID": actor, "Attributes": dict(attributes)},
             "scope": "local", "time": now // 10**9, "timeNano": now,
         }
         self._past.append(event)
@@ -93,6 +102,8 @@ class Events:
         since, until = request.query.get("since"), request.query.get("until")
         start = timestamp(since, now) if since else None
         end = timestamp(until, now) if until else None
+        if start is not None and end is not None and start > end:
+            raise ApiError(400, f"`since` time ({since}) cannot be after `until` time ({until})")
         if len(self._followers) >= MAX_FOLLOWERS:
             raise ApiError(503, f"more than {MAX_FOLLOWERS} clients follow events already")
         stream = JsonStream(request)

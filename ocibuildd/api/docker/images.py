@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import datetime as dt
+import re
 from typing import Any
 
 from aiohttp import web
 
-from ...errors import NotFound
+from ...errors import BuildError, NotFound
 from ...image.values import Details, Summary
 from ...model.digest import Digest
 from ...model.reference import Reference
 from .events import Events
-from .protocol import ApiError, filters, flag, registry_auth, reply, settled
+from .protocol import (
+    MIN_API_VERSION,
+    ApiError,
+    check_tag,
+    filters,
+    flag,
+    parse_reference,
+    registry_auth,
+    reply,
+    settled,
+)
+from .words import registry_says
 
 LIST_FILTERS = frozenset({"dangling", "label", "before", "since", "reference", "until"})
 PRUNE_FILTERS = frozenset({"dangling", "label", "label!", "until"})
@@ -23,6 +35,8 @@ EMPTY_CONFIG: dict[str, Any] = {
 }  # fmt: skip
 """The fields that clients of the Engine API expect to be there, in Docker's order."""
 
+FILTER_GONE = 41
+"""API 1.N that first had no ``filter`` parameter (which named a repository) any more."""
 SHELL = ("/bin/sh", "-c")
 SHELL_TEXT = "/bin/sh -c "
 NOP = "/bin/sh -c #(nop)"
@@ -108,17 +122,14 @@ class Images:
     async def index(self, request: web.Request) -> web.Response:
         """GET /images/json?all=&filters=&filter=&shared-size="""
         wanted = filters(request.query, LIST_FILTERS)
-        if request.query.get("filter"):
+        version = request.match_info.get("version", MIN_API_VERSION)
+        if request.query.get("filter") and int(version.partition(".")[2]) < FILTER_GONE:
             wanted.setdefault("reference", []).append(request.query["filter"])
         found = self._images.list(all=flag(request.query, "all"), filters=wanted)
         return reply([shown(summary) for summary in found])
 
     def _find(self, name: str) -> Any:
-        """Raises ApiError with Docker's words."""
-        try:
-            return self._images.find(name)
-        except NotFound:
-            raise ApiError(404, f"No such image: {named(name)}") from None
+        return find(self._images, name)
 
     async def inspect(self, request: web.Request) -> web.Response:
         """GET /images/{name}/json"""
@@ -145,14 +156,11 @@ class Images:
         source = request.match_info["name"]
         found = self._find(source)
         repository, tag = request.query.get("repo", ""), request.query.get("tag", "")
-        target = f"{repository}:{tag}" if tag else repository
-        try:
-            reference = Reference.parse(target)
-        except ValueError as error:
-            raise ApiError(400, f"Error parsing reference: {target!r} is not a valid repository/tag: {error}") from None
-        if reference.digest:
-            raise ApiError(400, "refusing to create a tag with a digest reference")
-        self._images.tag(source, target)
+        reference = parse_reference(repository)
+        check_tag(reference)
+        if tag:  # it wins over one in the repository's name
+            reference = parse_reference(f"{reference.repository}:{tag}")
+        self._images.tag(source, str(reference.with_default_tag()))
         self._events.image("tag", str(found.id), reference.with_default_tag().familiar, found.labels)
         return web.Response(status=201)
 
@@ -175,17 +183,18 @@ class Images:
         await settled(self._builds)
         done = await self._images.prune(wanted)
         removed = [{item.action.capitalize(): item.what} for item in done.removed]
+        self._events.prune("image", done.reclaimed)
         return reply({"ImagesDeleted": removed or None, "SpaceReclaimed": done.reclaimed})
 
     async def distribution(self, request: web.Request) -> web.Response:
         """GET /distribution/{name}/json: what the registry has, without pulling it."""
         name = request.match_info["name"]
-        try:
-            reference = Reference.parse(name).with_default_tag()
-        except ValueError as error:
-            raise ApiError(400, str(error)) from None
+        reference = parse_reference(name).with_default_tag()
         auth = registry_auth(request, reference.domain)
-        fetched = await self._registry.resolve(reference, auth=auth)
+        try:
+            fetched = await self._registry.resolve(reference, auth=auth)
+        except BuildError as error:
+            raise ApiError(min(error.status, 500), registry_says(error.message)) from None
         return reply(
             {
                 "Descriptor": {
@@ -213,8 +222,18 @@ class Images:
         ]
 
 
+def find(images: Any, name: str) -> Any:
+    """An image by name or id.  ``images``: image.service.Images.  Raises ApiError with Docker's words."""
+    try:
+        return images.find(name)
+    except NotFound:
+        raise ApiError(404, f"No such image: {named(name)}") from None
+
+
 def named(name: str) -> str:
     """A name as Docker repeats it in errors: with its tag, unless it is an id."""
+    if re.fullmatch("[0-9a-f]{64}", name):
+        return f"sha256:{name}"
     try:
         return Reference.parse(name).with_default_tag().familiar
     except ValueError:

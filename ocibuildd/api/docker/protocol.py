@@ -14,7 +14,9 @@ from aiohttp import web
 
 from ... import __version__
 from ...errors import BuildError, InvalidArgument
+from ...model.reference import Reference
 from ...model.request import RegistryAuth
+from . import gojson
 
 API_VERSION = "1.44"
 MIN_API_VERSION = "1.24"
@@ -87,52 +89,82 @@ def flag(query: Mapping[str, str], name: str, *, default: bool = False) -> bool:
     return query[name].strip().lower() not in {"", "0", "no", "false", "none"}
 
 
-def number(query: Mapping[str, str], name: str) -> int:
-    """An integer parameter, 0 where it is absent or empty.  Raises ApiError."""
+def number(query: Mapping[str, str], name: str, *, strict: bool = True) -> int:
+    """An integer parameter, 0 where it is absent or empty; unless ``strict`` also where it is none, as Docker
+    reads the limits of a build.  Raises ApiError."""
     text = query.get(name, "")
-    try:
-        return int(text) if text else 0
-    except ValueError:
-        raise ApiError(400, f'strconv.ParseInt: parsing "{text}": invalid syntax') from None
+    if not re.fullmatch(r"[-+]?\d{1,19}", text, re.ASCII):
+        if text and strict:
+            raise ApiError(400, f'strconv.ParseInt: parsing "{text[:100]}": invalid syntax')
+        return 0
+    return int(text)
 
 
-def json_parameter(query: Mapping[str, str], name: str, kind: type | tuple[type, ...]) -> Any:
-    """A parameter that carries JSON; None where it is absent, empty or null.  Raises ApiError."""
+def json_parameter(query: Mapping[str, str], name: str, kind: type, what: str, wanted: str) -> Any:
+    """A parameter that carries JSON; None where it is absent, empty or null.
+
+    what: begins the error's message; wanted: the Go type that clients are told of.  Raises ApiError."""
     text = query.get(name, "")
     if not text:
         return None
     if len(text) > FILTER_LIMIT * 16:
-        raise ApiError(400, f"{name}: too long")
+        raise ApiError(400, f"{what}{name}: too long")
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ApiError(400, f"error reading {name}: {error}") from None
+        value = gojson.decode(text)
+    except ValueError as error:
+        raise ApiError(400, f"{what}{error}") from None
     if value is not None and not isinstance(value, kind):
-        raise ApiError(400, f"error reading {name}: unexpected {type(value).__name__}")
+        raise ApiError(400, what + gojson.mismatch(value, wanted))
     return value
 
 
 def filters(query: Mapping[str, str], known: frozenset[str] | None = None) -> dict[str, list[str]]:
     """``filters`` in both forms: {"k": ["v"]} and {"k": {"v": true}}.  Raises ApiError."""
     text = query.get("filters", "")
-    if not text:
-        return {}
-    try:
-        value = json.loads(text) if len(text) <= FILTER_LIMIT else None
-    except (ValueError, RecursionError):
-        value = None
-    if not isinstance(value, dict):
-        raise ApiError(400, "invalid filter")
+    if len(text) > FILTER_LIMIT:
+        raise ApiError(400, "invalid filter: too long")
+    value = json_parameter(query, "filters", dict, "invalid filter: ", "map[string]map[string]bool")
     out: dict[str, list[str]] = {}
-    for key, wanted in value.items():
+    for key, wanted in (value or {}).items():
         if isinstance(wanted, str):
             wanted = [wanted]
-        if not isinstance(wanted, list | dict):
-            raise ApiError(400, f"invalid filter '{key}'")
-        if known is not None and key not in known:
+        if not isinstance(wanted, list | dict) or (known is not None and key not in known):
             raise ApiError(400, f"invalid filter '{key}'")
         out[str(key)] = [str(item) for item in wanted]
     return out
+
+
+async def small_json(request: web.Request, limit: int, wanted: str) -> dict[str, Any]:
+    """A body that is a JSON object, {} where it is empty.  limit: of its bytes; wanted: its Go type.
+    Raises ApiError."""
+    data = bytearray()
+    async for chunk in request.content.iter_any():
+        data += chunk
+        if len(data) > limit:
+            raise ApiError(400, f"request body: more than {limit:,} bytes")
+    try:
+        value = gojson.decode(data.decode(errors="replace")) if data.strip() else {}
+    except ValueError as error:
+        raise ApiError(400, str(error)) from None
+    if not isinstance(value, dict):
+        raise ApiError(400, gojson.mismatch(value, wanted))
+    return value
+
+
+def parse_reference(text: str) -> Reference:
+    """Raises ApiError in Docker's words."""
+    try:
+        return Reference.parse(text)
+    except ValueError as error:
+        raise ApiError(400, str(error)) from None
+
+
+def check_tag(reference: Reference) -> None:
+    """Raises ApiError for a name that Docker gives to no image."""
+    if reference.digest:
+        raise ApiError(400, "refusing to create a tag with a digest reference")
+    if reference.familiar_name in {"sha256", "sha384", "sha512"}:
+        raise ApiError(400, "refusing to create an ambiguous tag using digest algorithm as name")
 
 
 def _decode_header(text: str) -> Any:

@@ -12,15 +12,14 @@ from ...errors import BuildError
 from ...model.request import RegistryAuth
 from ...store.maintenance import Maintenance
 from ...store.policy import prune_policies
-from .events import timestamp
+from .events import Events, timestamp
 from .images import shown
-from .protocol import HUB_KEYS, ApiError, filters, flag, number, reply, settled
+from .protocol import HUB_KEYS, ApiError, filters, flag, number, reply, settled, small_json
+from .words import LOOPBACK, unreachable
 
 BUILD_PRUNE_FILTERS = frozenset(
     {"until", "id", "parent", "type", "description", "inuse", "shared", "private", "unused-for"}
 )
-LOOPBACK = ("localhost", "127.", "[::1]")
-"""Registries that are spoken to without TLS unless the configuration says otherwise."""
 AUTH_LIMIT = 64 << 10
 RECORD_TYPES = {"image": "regular", "run": "regular", "copy": "regular", "context": "source.local"}
 
@@ -35,11 +34,12 @@ def _time(seconds: float) -> str | None:
 class Space:
     """Handlers that count and free.  ``images``: image.service.Images; ``registry``: for /auth."""
 
-    def __init__(self, images: Any, builds: Any, maintenance: Maintenance, registry: Any):
+    def __init__(self, images: Any, builds: Any, maintenance: Maintenance, registry: Any, events: Events):
         self._images = images
         self._builds = builds
         self._maintenance = maintenance
         self._registry = registry
+        self._events = events
 
     async def df(self, request: web.Request) -> web.Response:
         """GET /system/df: layers counted once; ``type`` narrows it."""
@@ -47,13 +47,15 @@ class Space:
         usage = await self._maintenance.usage()
         body: dict[str, Any] = {
             "LayersSize": usage.layers_size, "Images": [], "Containers": [], "Volumes": [], "BuildCache": [],
+            "BuilderSize": sum(item.size for item in usage.records),
         }
         if "image" in wanted:
             by_id = {str(item.image.id): item for item in usage.images}
             for summary in self._images.list(all=False, filters={}):
                 item = by_id.get(str(summary.id))
                 entry = shown(summary, details=True)
-                body["Images"].append({**entry, "SharedSize": item.shared if item else 0})
+                sizes = {"Size": item.size, "SharedSize": item.shared} if item else {"SharedSize": 0}
+                body["Images"].append({**entry, **sizes})
         if "build-cache" in wanted:
             body["BuildCache"] = [
                 {
@@ -83,17 +85,12 @@ class Space:
         await settled(self._builds)
         outcome = await self._maintenance.collect(policies, wait=True)
         deleted = [item.id[:25] for item in outcome.removals if item.what in {"record", "mount"}]
+        self._events.prune("builder", outcome.freed)
         return reply({"CachesDeleted": deleted or None, "SpaceReclaimed": outcome.freed})
 
     async def auth(self, request: web.Request) -> web.Response:
         """POST /auth: are these credentials good?"""
-        import msgspec
-
-        body = await request.content.read(AUTH_LIMIT)
-        try:
-            given = msgspec.json.decode(body or b"{}", type=dict[str, Any])
-        except (msgspec.DecodeError, msgspec.ValidationError, RecursionError) as error:
-            raise ApiError(400, f"invalid JSON: {error}") from None
+        given = await small_json(request, AUTH_LIMIT, "types.AuthConfig")
         server = str(given.get("serveraddress") or "docker.io")
         domain = "docker.io" if server in HUB_KEYS else server.rpartition("://")[2].partition("/")[0]
         auth = RegistryAuth(
@@ -103,8 +100,8 @@ class Space:
         try:
             await self._registry.login(domain, auth)
         except BuildError as error:
-            words = "401 Unauthorized" if error.code == "unauthorized" else error.message
-            status = 401 if error.code == "unauthorized" else 500
+            if error.code != "unauthorized":
+                raise ApiError(500, unreachable(error.message)) from None
             url = f"{'http' if domain.startswith(LOOPBACK) else 'https'}://{domain}/v2/"
-            raise ApiError(status, f"login attempt to {url} failed with status: {words}") from None
+            raise ApiError(401, f"login attempt to {url} failed with status: 401 Unauthorized") from None
         return reply({"IdentityToken": "", "Status": "Login Succeeded"})

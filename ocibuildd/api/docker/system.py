@@ -14,7 +14,16 @@ from pathlib import Path
 from aiohttp import web
 
 from ... import __version__
-from .protocol import API_VERSION, HEADERS, MIN_API_VERSION, ApiError, filters, reply
+from .protocol import (
+    API_VERSION,
+    HEADERS,
+    MIN_API_VERSION,
+    ApiError,
+    filters,
+    number,
+    reply,
+    small_json,
+)
 
 GO_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "i686": "386"}
 UNPRUNED = {
@@ -23,6 +32,14 @@ UNPRUNED = {
     "volumes": {"VolumesDeleted": None, "SpaceReclaimed": 0},
 }
 NO_CONTAINERS = "this engine builds images and keeps no containers"
+NO_BUILDKIT = (
+    "BuildKit's API isn't spoken here: build with DOCKER_BUILDKIT=0 (RUN --mount and the rest of the language "
+    "work through it too), or with ocibuild"
+)
+BODY_LIMIT = 1 << 20
+MAX_SEARCH = 100
+NO_COMMIT = {"ID": "", "Expected": ""}
+HUB = {"Name": "docker.io", "Mirrors": [], "Secure": True, "Official": True}
 
 
 def architecture() -> str:
@@ -98,7 +115,8 @@ class System:
                 "NCPU": os.cpu_count() or 1, "MemTotal": _memory(),
                 "IndexServerAddress": "https://index.docker.io/v1/",
                 "RegistryConfig": {
-                    "IndexConfigs": {}, "InsecureRegistryCIDRs": ["127.0.0.0/8"], "Mirrors": [],
+                    "AllowNondistributableArtifactsCIDRs": [], "AllowNondistributableArtifactsHostnames": [],
+                    "IndexConfigs": {"docker.io": HUB}, "InsecureRegistryCIDRs": ["127.0.0.0/8"], "Mirrors": [],
                 },
                 "GenericResources": None, "DockerRootDir": str(self._root),
                 "HttpProxy": "", "HttpsProxy": "", "NoProxy": "",
@@ -107,6 +125,8 @@ class System:
                 "Runtimes": {"ocibuildd": {"path": "ocibuildd"}}, "DefaultRuntime": "ocibuildd",
                 "Swarm": {"NodeID": "", "NodeAddr": "", "LocalNodeState": "inactive",
                           "ControlAvailable": False, "Error": "", "RemoteManagers": None},
+                "BridgeNfIptables": True, "BridgeNfIp6tables": True,
+                "ContainerdCommit": NO_COMMIT, "RuncCommit": NO_COMMIT, "InitCommit": NO_COMMIT,
                 "LiveRestoreEnabled": False, "Isolation": "", "InitBinary": "",
                 "SecurityOptions": ["name=seccomp,profile=builtin", "name=rootless"],
                 "Warnings": [],
@@ -136,9 +156,18 @@ class System:
             raise ApiError(404, f"network {name} not found")
         if kind == "plugin":
             raise ApiError(404, f'plugin "{name}" not found')
+        if kind == "exec":
+            raise ApiError(404, f"No such exec instance: {name}")
+        if request.match_info.get("verb") == "kill":
+            raise ApiError(404, f"Cannot kill container: {name}: No such container: {name}")
         if kind == "volume":
             raise ApiError(404, f"get {name}: no such volume")
         raise ApiError(404, f"No such {kind}: {name}")
+
+    async def connect(self, request: web.Request) -> web.Response:
+        """POST /networks/{network}/connect and /disconnect: the container is missing first."""
+        body = await small_json(request, BODY_LIMIT, "types.NetworkConnect")
+        raise ApiError(404, f"No such container: {body.get('Container', '')}")
 
     async def unsupported(self, _request: web.Request) -> web.Response:
         """What needs containers, networks or a swarm."""
@@ -155,10 +184,24 @@ class System:
             "to connect this node to swarm and try again.",
         )
 
+    async def no_swarm_left(self, _request: web.Request) -> web.Response:
+        """POST /swarm/leave"""
+        raise ApiError(503, "This node is not part of a swarm")
+
+    async def no_buildkit(self, request: web.Request) -> web.Response:
+        """POST /session and /grpc, which BuildKit's clients upgrade."""
+        if "upgrade" not in request.headers.get("Connection", "").lower():
+            raise ApiError(400, "no upgrade proto in request")
+        raise ApiError(501, NO_BUILDKIT)
+
     async def search(self, request: web.Request) -> web.Response:
         """GET /images/search: no index is searched."""
         if not request.query.get("term"):
             raise ApiError(400, "search term is required")
+        limit = number(request.query, "limit")
+        if request.query.get("limit") and not 1 <= limit <= MAX_SEARCH:
+            raise ApiError(400, f"Limit {limit} is outside the range of [1, {MAX_SEARCH}]")
+        filters(request.query)
         return reply([])
 
 

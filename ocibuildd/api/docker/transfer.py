@@ -9,50 +9,18 @@ from typing import Any
 
 from aiohttp import web
 
-from ...errors import BuildError
+from ...errors import BuildError, NotFound
 from ...model.reference import Reference
-from ...model.units import human_size
-from .classic import PULL_CODES, pull_refused
 from .events import Events
-from .images import digest_or_tag, named
-from .protocol import HEADERS, ApiError, JsonStream, flag, registry_auth
+from .images import digest_or_tag, find
+from .progress import PULL_WORDS, PUSH_WORDS, Transfers
+from .protocol import HEADERS, ApiError, JsonStream, check_tag, flag, parse_reference, registry_auth
+from .words import PULL_CODES, pull_refused, unreachable
 
 READ_SIZE = 1 << 18
-BAR = 50
 MAX_TAGS = 1000
 NO_CREDENTIALS = "no credentials for it"
-PULL_WORDS = {
-    "waiting": "Pulling fs layer", "downloading": "Downloading", "extracting": "Extracting", "done": "Pull complete",
-    "exists": "Already exists",
-}  # fmt: skip
-PUSH_WORDS = {
-    "waiting": "Preparing", "pushing": "Pushing", "pushed": "Pushed", "exists": "Layer already exists",
-}  # fmt: skip
 PLATFORM = re.compile(r"(linux|windows|darwin|freebsd)(/[a-z0-9_]+){0,2}\Z")
-
-
-def progress_bar(current: int, total: int) -> str:
-    """Docker's bar: ``[=====>     ]  1.2MB/3MB``."""
-    if total <= 0:
-        return f"{human_size(current):>8}"
-    filled = min(current * BAR // total, BAR)
-    head = ">" if filled < BAR else ""
-    bar = ("=" * filled + head)[:BAR]
-    return f"[{bar:<{BAR}}]  {human_size(current)}/{human_size(total)}"
-
-
-def layer_message(words: dict[str, str], **status: Any) -> dict[str, Any]:
-    """One of ``emit``'s calls as a message about a layer."""
-    text, name = str(status.get("text", "")), str(status.get("id", ""))
-    current, total = int(status.get("current") or 0), int(status.get("total") or 0)
-    if text.startswith("mounted"):
-        origin = text.partition(" from ")[2]
-        return {"status": f"Mounted from {origin}" if origin else "Mounted", "progressDetail": {}, "id": name}
-    word = words.get(text, text.capitalize())
-    if text in {"downloading", "extracting", "pushing"} and total:
-        detail = {"current": current, "total": total}
-        return {"status": word, "progressDetail": detail, "progress": progress_bar(current, total), "id": name}
-    return {"status": word, "progressDetail": {}, "id": name}
 
 
 def pulled_status(name: str, *, fresh: bool) -> dict[str, str]:
@@ -69,21 +37,18 @@ class Progress:
 
         self._queue: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
         self._stream = stream
-        self._words = words
-        self._last: dict[str, tuple[str, int]] = {}
+        self._transfers = Transfers(words)
         self._hidden = hidden
 
     def emit(self, kind: str, /, **fields: Any) -> None:
         """As the services call it; a layer's progress is told at most 50 times."""
         if kind not in {"status", "vertex.status"}:
             return
-        name, text = str(fields.get("id", "")), str(fields.get("text", ""))
-        total = int(fields.get("total") or 0)
-        step = int(fields.get("current") or 0) * BAR // total if total else 0
-        if name in self._hidden or self._last.get(name) == (text, step):
+        if str(fields.get("id", "")) in self._hidden:
             return
-        self._last[name] = (text, step)
-        self._queue.put_nowait(layer_message(self._words, **fields))
+        message = self._transfers.message(fields)
+        if message is not None:
+            self._queue.put_nowait(message)
 
     async def run(self, work: Any) -> Any:
         """Await the work while its messages are written; cancels it when the client is gone."""
@@ -114,7 +79,7 @@ class Transfer:
         query = request.query
         platform = query.get("platform", "").lower()
         if platform and not PLATFORM.match(platform):
-            raise ApiError(400, f'invalid platform: "{platform}": unknown operating system or architecture')
+            raise ApiError(400, f'"{platform}": unknown operating system or architecture: invalid argument')
         if query.get("fromImage"):
             return await self._pull(request, platform)
         if query.get("fromSrc"):
@@ -124,12 +89,13 @@ class Transfer:
     async def _pull(self, request: web.Request, platform: str) -> web.StreamResponse:
         query = request.query
         tag, digest = digest_or_tag(query.get("tag", ""))
-        try:
-            reference = Reference.parse(query["fromImage"])
-        except ValueError as error:
-            raise ApiError(400, str(error)) from None
+        reference = parse_reference(query["fromImage"])
+        if tag:
+            parse_reference(f"{reference.repository}:{tag}")
         if tag or digest:
             reference = replace(reference, tag=tag, digest=digest)
+        if reference.familiar_name == "scratch":
+            raise ApiError(403, "'scratch' is a reserved name")
         options = {"auth": registry_auth(request, reference.domain), "platform": platform}
         stream = JsonStream(request)
         try:
@@ -167,7 +133,7 @@ class Transfer:
         """A pull that failed before a byte was streamed: a status of its own, in Docker's words."""
         if error.code in PULL_CODES:
             return ApiError(404, pull_refused(error.code, str(reference), error.message))
-        return ApiError(min(500, error.status), error.message)
+        return ApiError(min(500, error.status), unreachable(error.message))
 
     async def _import(self, request: web.Request, platform: str) -> web.StreamResponse:
         query = request.query
@@ -177,11 +143,8 @@ class Transfer:
         name = query.get("repo", "")
         if name and tag and ":" not in name.rpartition("/")[2]:
             name = f"{name}:{tag}"
-        try:
-            if name:
-                Reference.parse(name)
-        except ValueError as error:
-            raise ApiError(400, str(error)) from None
+        if name:
+            check_tag(parse_reference(name))
         changes = [change for change in query.getall("changes", []) if change]
         image = await self._images.import_rootfs(
             request.content.iter_chunked(READ_SIZE), name, changes=changes,
@@ -194,10 +157,7 @@ class Transfer:
 
     async def push(self, request: web.Request) -> web.StreamResponse:
         """POST /images/{name}/push?tag="""
-        try:
-            reference = Reference.parse(request.match_info["name"])
-        except ValueError as error:
-            raise ApiError(400, str(error)) from None
+        reference = parse_reference(request.match_info["name"])
         tag = request.query.get("tag", "") or reference.tag
         stream = JsonStream(request)
         name = reference.familiar_name
@@ -205,10 +165,9 @@ class Transfer:
         images = self._images.list(all=False, filters={"reference": [name]})
         progress = Progress(stream, PUSH_WORDS, {image.id.short for image in images})
         options = {"auth": registry_auth(request, reference.domain), "emit": progress.emit}
-        if tag:
-            self._known(f"{name}:{tag}")
         await stream.send({"status": f"The push refers to repository [{reference.repository}]"})
         try:
+            self._known(f"{name}:{tag}" if tag else name, found=bool(images))
             if tag:
                 pushed = [await progress.run(self._images.push(f"{name}:{tag}", **options))]
             else:
@@ -216,6 +175,8 @@ class Transfer:
         except BuildError as error:
             if NO_CREDENTIALS in error.message:
                 error = BuildError("no basic auth credentials")
+            elif error.code not in PULL_CODES:
+                error = BuildError(unreachable(error.message))
             await stream.fail(error)
             return await stream.end()
         for item in pushed:
@@ -225,11 +186,17 @@ class Transfer:
             self._events.image("push", item.reference, item.reference)
         return await stream.end()
 
-    def _known(self, name: str) -> None:
-        try:
-            self._images.find(name)
-        except BuildError:
-            raise ApiError(404, f"An image does not exist locally with the tag: {name.rpartition(':')[0]}") from None
+    def _known(self, name: str, *, found: bool) -> None:
+        """Raises NotFound, which Docker tells inside the stream."""
+        repository = name
+        if ":" in name.rpartition("/")[2]:
+            repository = name.rpartition(":")[0]
+            try:
+                self._images.find(name)
+            except BuildError:
+                found = False
+        if not found:
+            raise NotFound(f"An image does not exist locally with the tag: {repository}")
 
     async def get(self, request: web.Request) -> web.StreamResponse:
         """GET /images/get?names= and GET /images/{name}/get: a docker archive."""
@@ -237,16 +204,14 @@ class Transfer:
         names = [name for item in names for name in item.split(",") if name]
         if not names:
             raise ApiError(400, "no image names given")
-        for name in names:
-            try:
-                self._images.find(name)
-            except BuildError:
-                raise ApiError(404, f"No such image: {named(name)}") from None
+        found = [find(self._images, name) for name in names]
         response = web.StreamResponse(headers={**HEADERS, "Content-Type": "application/x-tar"})
         await response.prepare(request)
         async for data in self._images.save(names, form="docker"):
             await response.write(data)
         await response.write_eof()
+        for summary in found:
+            self._events.image("save", str(summary.id))
         return response
 
     async def load(self, request: web.Request) -> web.StreamResponse:
@@ -267,7 +232,7 @@ class Transfer:
                 await stream.send({"stream": f"Loaded image: {name}\n"})
             if not item.names:
                 await stream.send({"stream": f"Loaded image ID: {item.id}\n"})
-            self._events.image("load", str(item.id), item.names[0] if item.names else "")
+            self._events.image("load", str(item.id))
         return await stream.end()
 
 
