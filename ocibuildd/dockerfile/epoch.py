@@ -62,7 +62,12 @@ def epoch_source(graph: Graph) -> GitSource | HttpSource | None:
         if stage.stage_name.lower() == value.lower():
             with at(stage.location):
                 return _stage_source(graph, stage)
-    raise Fault(f"invalid {NAME}: {value}", hint="an integer, context, a named context or a stage's name")
+    declared = graph.meta_args.get(NAME) if NAME not in graph.build_args else None
+    location = declared.location if declared else None
+    raise Fault(
+        f"invalid {NAME}: {value}", location, mark=value,
+        hint="an integer, context, a named context or a stage's name",
+    )  # fmt: skip
 
 
 def _context_source(options: LowerOptions, name: str) -> GitSource | HttpSource | None:

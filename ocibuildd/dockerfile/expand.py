@@ -407,7 +407,7 @@ class _Scanner:
         if value is None and self.how.keep_unset:
             return "${" + f"{name}/{pattern}/{replacement}" + "}"
         value = value or ""
-        self.how.work.spend(len(pattern) + 2 * len(value))
+        self.how.work.spend(len(pattern) + 4 * len(value))
         result = Glob(pattern).replace(value, replacement, everywhere=everywhere)
         if len(result) > MAX_RESULT:
             raise Fault(f"expansion gives more than {MAX_RESULT:,} characters")

@@ -254,8 +254,12 @@ def lex(text: str) -> Tree:
     return _Lexer(text).run()
 
 
-def _directive_at_top(key: str, text: str, comment: str) -> str | None:
+def _directive_at_top(key: str, text: str, comment: str) -> Directive | None:
     reader = DirectiveReader(comment)
+    text = text.removeprefix("\ufeff")
+    if text.startswith("#!"):
+        text = text.partition("\n")[2]
+        reader.line = 1
     for line in text.split("\n", len(DIRECTIVES) + 1)[: len(DIRECTIVES) + 1]:
         try:
             directive = reader.take(line.removesuffix("\r"))
@@ -264,31 +268,28 @@ def _directive_at_top(key: str, text: str, comment: str) -> str | None:
         if reader.done:
             return None
         if directive is not None and directive.name == key:
-            return directive.value
+            return directive
     return None
 
 
-def _behind_shebang(text: str) -> str:
-    text = text.removeprefix("\ufeff")
-    return text.partition("\n")[2] if text.startswith("#!") else text
-
-
-def detect_check(text: str) -> str:
-    """The value of ``# check=``, "" for none.
+def detect_check(text: str) -> tuple[str, int]:
+    """(the value of ``# check=``, "" for none; its line).
 
     It is not what the lexer takes for a directive: it begins in the first column, and a ``#!`` line may stand
     before it."""
-    value = _directive_at_top("check", _behind_shebang(text), "#") or ""
-    return value.partition(" ")[0]
+    found = _directive_at_top("check", text, "#")
+    return ("", 1) if found is None else (found.value.partition(" ")[0], found.line)
 
 
 def detect_syntax(text: str) -> tuple[str, str] | None:
     """The front end that a file asks for, (image, whole value): ``# syntax=``, ``// syntax=`` or JSON."""
-    text = _behind_shebang(text)
     for comment in ("#", "//"):
         found = _directive_at_top("syntax", text, comment)
         if found is not None:
-            return found.partition(" ")[0], found
+            return found.value.partition(" ")[0], found.value
+    text = text.removeprefix("\ufeff")
+    if text.startswith("#!"):
+        text = text.partition("\n")[2]
     if text.lstrip().startswith("{"):
         try:
             value = json.loads(text)

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from ..model.graph import Location, Warning  # noqa: A004
-from .faults import Fault, nearest
+from .faults import Fault, at, nearest
 from .gotext import parse_bool, quote, to_utf8, trim
-from .lexer import DirectiveReader
+from .lexer import DirectiveReader, detect_check
 
 _URL = "https://docs.docker.com/go/dockerfile/rule/"
 MAX_WARNINGS = 5000
@@ -161,6 +161,13 @@ def parse_checks(text: str) -> Checks:
         else:
             raise Fault(f"failed to parse check options: invalid check option {quote(key)}", mark=key)
     return Checks(**checks)  # type: ignore[arg-type]
+
+
+def checks_of_text(text: str) -> Checks:
+    """What a file's ``# check=`` asks for.  Raises Fault, with its place."""
+    value, line = detect_check(text)
+    with at(Location(line, line)):
+        return parse_checks(value)
 
 
 def checks_in_comments(comments: Iterable[str]) -> Checks | None:

@@ -33,8 +33,7 @@ from .instructions import (
     Volume,
     Workdir,
 )  # fmt: skip
-from .lexer import detect_check
-from .lint import BASE_IMAGE_PLATFORM, Linter, parse_checks
+from .lint import BASE_IMAGE_PLATFORM, Linter, checks_of_text, parse_checks
 from .lint_text import lint_before, lint_continuations, lint_description, lint_stages
 from .lower_config import (
     enter,
@@ -76,7 +75,7 @@ FROM_CONTEXT = "buildkit.exporter.image.v0"
 def checks_of(dockerfile: Dockerfile, options: LowerOptions) -> Linter:
     """The linter that the file, or the build argument that overrides it, asks for.  Raises Fault."""
     given = options.build_args.get("BUILDKIT_DOCKERFILE_CHECK")
-    return Linter(parse_checks(given if given is not None else detect_check(dockerfile.source.text)))
+    return Linter(parse_checks(given) if given is not None else checks_of_text(dockerfile.source.text))
 
 
 def lint_as_written(dockerfile: Dockerfile, lint: Linter) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 
 from ..model.graph import Location
 from .faults import Fault
@@ -11,6 +12,10 @@ from .lint import EXPOSE_FORMAT, EXPOSE_PROTO, Linter
 from .state import Budget
 
 PROTOCOLS = ("", "tcp", "udp", "sctp")
+MAX_PORT = 65_535
+WORD_WEIGHT = 40
+"""What a word of EXPOSE weighs, whatever it stands for."""
+_PLAIN = re.compile(r"([0-9]{1,5})(?:/(tcp|udp|sctp))?\Z")
 
 
 def parse_ports(specs: list[str], location: Location, lint: Linter, budget: Budget) -> list[str]:
@@ -20,6 +25,10 @@ def parse_ports(specs: list[str], location: Location, lint: Linter, budget: Budg
 
 def parse_port(spec: str, location: Location, lint: Linter, budget: Budget) -> list[str]:
     """One word of EXPOSE.  Raises Fault."""
+    budget.spend(WORD_WEIGHT)
+    plain = _PLAIN.match(spec)
+    if plain is not None and int(plain[1]) <= MAX_PORT:
+        return [f"{int(plain[1])}/{plain[2] or 'tcp'}"]
     parts = spec.split(":")
     container, host = parts[-1], parts[-2] if len(parts) > 1 else ""
     address = ":".join(parts[:-2])
@@ -66,6 +75,6 @@ def _range(text: str, what: str) -> tuple[int, int]:
         end = parse_int(last, 10, 64) if dash else start
     except ValueError:
         raise Fault(f"invalid {what}: {text}", mark=text) from None
-    if not 0 <= start <= end <= 65535:
+    if not 0 <= start <= end <= MAX_PORT:
         raise Fault(f"invalid {what}: {text}", mark=text)
     return start, end

@@ -398,7 +398,8 @@ def new_graph(dockerfile: Dockerfile, options: LowerOptions, lint: Linter) -> Gr
         name, separator, platform = written.partition("::")
         graph.contexts[context_name(name) + separator + platform] = (written, context)
     if not dockerfile.stages:
-        raise Fault("dockerfile contains no stages to build")
+        last = dockerfile.tree.nodes[-1].location
+        raise Fault("dockerfile contains no stages to build", last, hint="a stage begins with FROM")
     target = options.target or dockerfile.stages[-1].stage_name
     defaults = default_args(options, build_args, target)
     lint_default_bases(graph, defaults)

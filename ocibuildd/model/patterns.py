@@ -36,6 +36,8 @@ def clean(path: str) -> str:
     """Go's ``path.Clean``: the shortest equal path, lexically; "" gives "."."""
     if not path:
         return "."
+    if "//" not in path and "/." not in path and path[0] != "." and path[-1] != "/":
+        return path  # nothing to do
     rooted = path[0] == "/"
     parts: list[str] = []
     for part in path.split("/"):
