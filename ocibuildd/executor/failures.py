@@ -49,10 +49,24 @@ def step_failed(
     if not hint and code == 127:
         hint = _not_found(op, outcome, tail)
     if not hint and code == 126:
-        hint = "the command is there but can't be executed: is it executable, and for this platform"
+        hint = _not_executed(outcome, tail)
     if not hint and (code == 137 or signal == 9):
         hint = "something sent SIGKILL: the kernel for want of memory, or the step itself"
     return StepFailed(f'process "{command}" {how}', hint=hint, details=details)
+
+
+def _not_executed(outcome: RunOutcome, tail: list[str]) -> str:
+    """Something is there, but the kernel doesn't run it."""
+    said = outcome["message"] or next((line for line in tail if "exec format error" in line.lower()), "")
+    if "exec format error: neither" in said:
+        return said
+    if "exec format error" in said.lower():
+        return (
+            f"{said.strip()[:200]}, which this host doesn't run: emulation needs binfmt_misc handlers, `sudo apt-get"
+            " install qemu-user-static binfmt-support` registers them"
+        )
+    why = f" ({said.strip()[:200]})" if said else ": is it executable, and for this platform"
+    return f"the command is there but can't be executed{why}"
 
 
 def _not_found(op: Run, outcome: RunOutcome, tail: list[str]) -> str:

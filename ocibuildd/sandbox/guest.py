@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 
 from .. import errors, syscalls
 from ..syscalls import MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID, MOUNT_ATTR_RDONLY
-from . import mounts, spec, users, wire
+from . import mounts, programs, spec, users, wire
 from .mounts import PRIVATE
 
 STAGE = "/tmp"  # covered by a tmpfs of our own in our own mount namespace
@@ -459,23 +459,11 @@ def _execute(plan: spec.Plan, identity: users.Identity) -> NoReturn:
             os.execve(candidate, plan.args, env)
         except (FileNotFoundError, NotADirectoryError):
             if os.path.lexists(candidate):
-                raise Failure(_missing_interpreter(candidate), 127) from None
+                raise Failure(programs.missing(candidate), 127) from None
         except OSError as error:
-            denied = denied or Failure(f"exec {os.fsdecode(candidate)}: {error.strerror}", 126)
+            why = programs.not_executable(candidate) if error.errno == errno.ENOEXEC else error.strerror
+            denied = denied or Failure(f"exec {os.fsdecode(candidate)}: {why}", 126)
     raise denied or Failure(
         f"exec {os.fsdecode(name)}: no such file or directory"
         if b"/" in name else f"exec {os.fsdecode(name)}: not found in PATH", 127
     )
-
-
-def _missing_interpreter(path: bytes) -> str:
-    shown = os.fsdecode(path)
-    try:
-        with open(path, "rb") as file:
-            head = file.read(256)
-    except OSError:
-        return f"exec {shown}: no such file or directory"
-    if head.startswith(b"#!"):
-        interpreter = os.fsdecode((head[2:].split(b"\n")[0].split() or [b""])[0])
-        return f"exec {shown}: its interpreter {interpreter} does not exist in the image"
-    return f"exec {shown}: no such file or directory (its dynamic loader is missing in the image)"
