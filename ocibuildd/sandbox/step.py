@@ -5,6 +5,7 @@ Nothing here blocks for long: nsd calls a :class:`Step` when one of its descript
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -275,9 +276,12 @@ class Step:
 
 
 def _remove_work(path: bytes) -> bool:
-    """Overlayfs leaves a few empty directories in ``work``; six system calls are cheaper than a process."""
+    """Overlayfs leaves a few directories in ``work``, and a mark of a volatile mount (``ovl_create_volatile_dirty``);
+    six system calls are cheaper than a process."""
     if not path.endswith(b"/work"):
         return False
+    with contextlib.suppress(OSError):
+        os.unlink(path + b"/work/incompat/volatile/dirty")
     for below in (b"/work/incompat/volatile", b"/work/incompat", b"/work", b""):
         try:
             os.rmdir(path + below)

@@ -175,6 +175,13 @@ async def test_many_steps_leave_nothing_behind(box):
     assert os.listdir(box.state / "tmp") == []
 
 
+async def test_a_step_leaves_no_work_directory_to_whoever_hears_of_its_end(box):
+    """Overlayfs leaves directories there and a mark; no process is begun for them."""
+    tree = box.new_tree()
+    await box.sh("true", tree=tree)
+    assert os.listdir(box.upper(tree).parent) == ["fs"]
+
+
 async def test_a_prepared_sandbox_is_used_and_made_again(state_dir):
     box = await opened(state_dir, keep_ready=True)
     try:
