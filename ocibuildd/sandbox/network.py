@@ -50,9 +50,9 @@ from .network_worker import work
 Kind = Literal["default", "none", "host"]
 Mode = Literal["pasta", "slirp4netns", "none"]
 
-START_TIMEOUT = 6.0
-"""Seconds that the worker has to say that N0 is up, or that it can't be."""
-LEASE_TIMEOUT = 5.0
+START_TIMEOUT = 21.0
+"""Seconds that the worker has to say that N0 is up (0.3 on a usual host), or that it can't be."""
+LEASE_TIMEOUT = 10.0
 """Seconds that a lease waits when the pool is empty."""
 RESTART_AFTER = 1.0
 """Seconds between two starts of a worker that keeps dying; the first time it is at once."""
@@ -356,7 +356,7 @@ class Network:
         ))
 
     def lease(self, kind: Kind) -> NetnsLease:
-        """A fresh pair; waits (≤ 5 s) only when the pool is empty, "default" also while ``starting``.  "host" has
+        """A fresh pair; waits (≤ 10 s) only when the pool is empty, "default" also while ``starting``.  "host" has
         no netns.
 
         Raises Unsupported (no network here, with the fix as hint), Unavailable (being restarted)."""
