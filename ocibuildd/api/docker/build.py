@@ -206,21 +206,21 @@ class Build:
         started = await self._builds.start(wanted, peer=self._peer(request))
         try:
             return await self._stream(request, started.id, no_cache=wanted.no_cache)
-        except (ConnectionError, OSError):
-            # The client is gone: for Docker's clients that is how a build is cancelled.
-            with contextlib.suppress(BuildError):
-                await self._builds.cancel(started.id)
-            raise
         except BaseException:
+            # The client is gone: for Docker's clients that is how a build is cancelled.
             with contextlib.suppress(BuildError):
                 await self._builds.cancel(started.id)
             raise
 
     async def _upload(self, request: web.Request) -> str:
-        upload = self._builds.upload()
+        upload, empty = self._builds.upload(), True
         try:
             async for data in request.content.iter_chunked(READ_SIZE):
                 upload.write(data)
+                empty = empty and not data
+            if empty:
+                name = request.query.get("dockerfile", "") or "Dockerfile"
+                raise ApiError(400, f"{NO_DOCKERFILE}: {name}")
             upload.close()
         except BaseException:
             upload.abort()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import http.client
 import http.server
-import io
 import json
 import socket
 import tarfile
@@ -16,79 +15,8 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
+from docker_engine import BASE, Engine, Files, tar_of
 from fixtures import Daemon
-
-BASE = "FROM busybox\n"
-Files = dict[str, str | bytes | tuple[bytes, str]]
-
-
-def tar_of(files: Files) -> bytes:
-    out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w") as archive:
-        for name, data in files.items():
-            info = tarfile.TarInfo(name)
-            if isinstance(data, tuple):
-                info.type, info.linkname = data
-                data = b""
-            data = data.encode() if isinstance(data, str) else data
-            info.size = len(data)
-            archive.addfile(info, io.BytesIO(data))
-    return out.getvalue()
-
-
-class Answer:
-    """A status and the messages of the body."""
-
-    def __init__(self, status: int, headers: Any, body: bytes):
-        self.status, self.headers, self.body = status, headers, body
-
-    @property
-    def messages(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.body.splitlines() if line.strip()]
-
-    @property
-    def text(self) -> str:
-        return "".join(message.get("stream", "") for message in self.messages)
-
-    @property
-    def error(self) -> str:
-        last = self.messages[-1]
-        return str(last.get("message") or last.get("error") or "")
-
-    @property
-    def images(self) -> list[str]:
-        return [message["aux"]["ID"] for message in self.messages if "aux" in message]
-
-
-class Engine:
-    """A Docker API client without opinions."""
-
-    def __init__(self, path: str):
-        self.path = path
-
-    def __call__(
-        self, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None
-    ) -> Answer:
-        client = http.client.HTTPConnection("docker", timeout=60)
-        client.sock = socket.socket(socket.AF_UNIX)
-        client.sock.connect(self.path)
-        try:
-            client.request(method, path, body, headers or {})
-            response = client.getresponse()
-            return Answer(response.status, response.headers, response.read())
-        finally:
-            client.close()
-
-    def build(self, files: str | Files, query: str = "", version: str = "") -> Answer:
-        if isinstance(files, str):
-            files = {"Dockerfile": files}
-        headers = {"Content-Type": "application/x-tar"}
-        return self("POST", f"{version}/build?{query}", tar_of(files), headers)
-
-
-@pytest.fixture
-def engine(daemon: Daemon) -> Engine:
-    return Engine(str(daemon.socket))
 
 
 @pytest.mark.parametrize(
@@ -424,7 +352,7 @@ def test_a_builds_names_are_events(engine: Engine) -> None:
     until = int(time.time()) + 1
     events = engine("GET", f"/events?since=0&until={until}").messages
     assert any(
-        (event["Action"], event["Actor"]["ID"], event["Actor"]["Attributes"]["name"])
+        (event["Action"], event["Actor"]["ID"], event["Actor"]["Attributes"].get("name"))
         == ("tag", image, "api/event:one")
         for event in events
     )
