@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from dockerfile_images import Lower
+from dockerfile_images import Images, Lower
 
 from ocibuildd import dockerfile as front
 from ocibuildd.errors import DockerfileError
@@ -87,6 +87,30 @@ def test_an_image_that_nobody_resolved_is_an_error_not_a_crash() -> None:
     assert [ref for ref, _ in front.required_images(dockerfile, front.LowerOptions(), {})] == ["docker.io/library/nope:latest"]
     with pytest.raises(DockerfileError, match="was not resolved"):
         front.lower(dockerfile, front.LowerOptions(), {})
+
+
+BROKEN = {
+    "# check=what\nFROM a": 1,
+    "#!/bin/sh\n# check=error=x\nFROM a": 2,
+    "ARG a\nARG b \\\n c": 2,
+    "ARG SOURCE_DATE_EPOCH=x\nFROM a": 1,
+    "FROM a AS x\nRUN y\nARG SOURCE_DATE_EPOCH=1\nFROM ${x": 4,
+    "FROM a\nCOPY --from=7 a b": 2,
+    "FROM a\nRUN --mount=from=$x y": 2,
+    "FROM a\nADD git@h:x/y.git?what=1 /": 2,
+    "FROM a\nCOPY --from=b/B a b": 2,
+    "FROM a\n\nRUN <<E\n": 3,
+    "FROM a\nONBUILD FROM b": 2,
+    "FROM a AS x\nONBUILD COPY $y\nFROM x": 3,
+    "FROM a AS x\nCOPY --from=y a b\nFROM a AS y\nCOPY --from=x a b": 4,
+}
+
+
+@pytest.mark.parametrize("text", BROKEN)
+def test_every_error_of_a_file_has_its_line(text: str) -> None:
+    report = front.lint(text.encode(), front.LowerOptions(), Images({}))
+    assert report.error is not None
+    assert report.error.details.get("line") == BROKEN[text], report.error.message
 
 
 # --- outline and targets
