@@ -17,6 +17,13 @@ _SPLIT = re.compile(f"[{SPACES}]+")
 SURROGATES = re.compile("[\ud800-\udfff]")
 _QUOTED = {char: "\\" + name for char, name in zip("\a\b\f\n\r\t\v\"\\", "abfnrtv\"\\", strict=True)}
 _PLAIN = re.compile(r'[ !#-\[\]-~]*\Z')
+_UNICODE_15 = re.compile(
+    "[\u0cf3\u0ece\U0001b132\U0001b155\U0001df25-\U0001df2a\U0001e030-\U0001e06d\U0001e08f"
+    "\U0001e4d0-\U0001e4f9\U0001d2c0-\U0001d2d3\U0001f6dc\U0001f774-\U0001f776\U0001f77b-\U0001f77f\U0001f7d9"
+    "\U0001fa75-\U0001fa77\U0001fa87\U0001fa88\U0001faad-\U0001faaf\U0001fabb-\U0001fabd\U0001fabf"
+    "\U0001face\U0001facf\U0001fada\U0001fadb\U0001fae8\U0001faf7\U0001faf8\U00031350-\U000323af]"
+)
+"""Printable since Unicode 15, which Go knows and Python 3.11 doesn't."""
 _SECOND = 10**9
 _UNITS = {"ns": 1, "us": 1_000, "µs": 1_000, "μs": 1_000, "ms": 1_000_000, "s": _SECOND}
 _UNITS |= {"m": 60 * _SECOND, "h": 3600 * _SECOND}
@@ -51,7 +58,7 @@ def quote(text: str) -> str:
             out.append(_QUOTED[char])
         elif 0xDC80 <= code <= 0xDCFF:
             out.append(f"\\x{code - 0xDC00:02x}")
-        elif char == " " or (char.isprintable() and not 0xD800 <= code <= 0xDFFF):
+        elif char == " " or (char.isprintable() and not 0xD800 <= code <= 0xDFFF) or _UNICODE_15.match(char):
             out.append(char)
         elif code < 0x80:
             out.append(f"\\x{code:02x}")

@@ -144,11 +144,32 @@ def test_a_healthcheck_in_the_exec_form_and_none(config: Config) -> None:
         ("ARG =x", "ARG names can not be blank"),
         ("ONBUILD", "ONBUILD requires at least one argument"),
         ("ENV --x a=b", "unknown flag: --x"),
+        ("COPY --link= a b", "missing a value on flag: --link"),
+        ("COPY --link=1 a b", "expecting boolean value for flag --link, not: 1"),
+        ("COPY --link --link a b", "duplicate flag specified: --link"),
+        ("COPY --chown a b", "missing a value on flag: --chown"),
+        ("COPY --Link a b", "unknown flag: --Link"),
+        ("COPY --=x a b", "unknown flag: --"),
+        ("RUN --device=a/b=c,d x", "invalid field 'd' must be a key=value pair"),
+        ("RUN --device=a/b=c,nmae=d x", "unexpected key 'nmae' in 'nmae=d'"),
+        ("RUN --device=name=a,name=b x", "device name already set to a"),
+        ("RUN --device=a,required=maybe x", "invalid value for required: maybe"),
+        ("HEALTHCHECK CMD\u00a0x", "Unknown type"),
     ],
 )
 def test_what_is_wrong_is_said(config: Config, line: str, message: str) -> None:
     with pytest.raises(DockerfileError, match=message):
         config(line)
+
+
+@pytest.mark.parametrize("flag", ["--link", "--link=true", "--link=TRUE", '--"link"', "--link=\\true"])
+def test_a_boolean_flag_needs_no_value(final: Final, flag: str) -> None:
+    assert final(f"FROM a\nCOPY {flag} a b").history[-1].created_by == "COPY a b # buildkit"
+
+
+def test_text_is_quoted_as_in_go(final: Final) -> None:
+    last = final('FROM a\nCMD ["\U0001fa77", "\U0001f600", "\\u00a0\\u0007", "\\ud800"]').history[-1]
+    assert last.created_by == 'CMD ["\U0001fa77" "\U0001f600" "\\u00a0\\a" "\ufffd"]'
 
 
 def test_the_maintainer_is_the_author(final: Final) -> None:
