@@ -180,11 +180,12 @@ def _root_ranges(text: str, id_map: str) -> list[tuple[int, int]]:
     wanted = free_range(text)
     if mapped_here([wanted], id_map):
         return [wanted]
-    # Root of a container that has only some ids: those above 0 are ours to use.
+    # Root of a container that has only some ids: those above 0 are ours to use.  (A rootless one has a line for
+    # 0 and another that begins at 1: a line of ours may not span both.)
     for line in id_map.splitlines():
         low, _, size = (int(word) for word in line.split())
-        if low == 0 and size > 1:
-            return [(1, size - 1)]
+        if low <= 1 < low + size:
+            return [(1, low + size - 1)]
     return []
 
 

@@ -112,6 +112,15 @@ def test_root_of_a_container_with_few_ids_uses_those():
     assert not userns.mapped_here([(0, 65536)], few)
 
 
+def test_root_of_a_rootless_container_uses_the_ids_above_its_own():
+    rootless = "0 1000 1\n1 100000 65536"
+    found = plan(uid=0, gid=0, name="root", subuid="", subgid="", direct=True, uid_map=rootless, gid_map=rootless)
+    assert found.uids == ((0, 0, 1), (1, 1, 65536))
+    assert found.mode == "shifted"
+    alone = plan(uid=0, gid=0, name="root", subuid="", subgid="", direct=True, uid_map="0 1000 1", gid_map="0 1000 1")
+    assert alone.mode == "single"
+
+
 def test_a_plan_survives_its_way_to_nsd():
     assert userns.IdPlan.load(plan().dump()) == plan()
 
