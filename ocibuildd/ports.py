@@ -135,7 +135,7 @@ class Checksum(TypedDict):
     missing: literal paths that matched nothing; ignored: {path: the pattern that hides it};
     matches: things that the paths name (a directory is one).
     scan: the selection itself, for ``SourceDir.scan`` (it has ``memfd``), of a local context.
-    near: {missing path: names like it}.  ``layer.select.not_found`` makes the error."""
+    near: {missing path: names like it}.  ``layer.missing.not_found`` makes the error."""
 
     digest: str
     files: dict[str, str]
@@ -144,6 +144,8 @@ class Checksum(TypedDict):
     missing: list[str]
     ignored: dict[str, str]
     near: NotRequired[dict[str, list[str]]]
+    links: NotRequired[dict[str, str]]
+    """{missing path: the symlink on its way that leads nowhere, in words}."""
     stamp: NotRequired[str]
     matches: NotRequired[int]
     scan: NotRequired[Any]

@@ -12,10 +12,11 @@ from typing import Literal
 from .. import dockerfile as front
 from ..dockerfile import LowerOptions, NamedContext
 from ..errors import BuildError, DockerfileError, InvalidArgument
-from ..executor.image import ImagePuller, ResolvedImage
+from ..executor.image import ImagePuller, ResolvedImage, name_of
 from ..executor.source import Directory
 from ..model.graph import GitSource, HttpSource, ImageSource, Plan
 from ..model.oci import Platform
+from ..model.reference import Reference
 from ..model.request import BuildRequest
 from .context import ContextOpener, OpenContext, parse_ignore
 
@@ -151,13 +152,25 @@ class FrontEnd:
             if not error.message.startswith(ref):
                 error.message = f"{ref}: {error.message}"
             hint, where = front.unresolved(self._tree, options, self._known, ref)
-            error.hint = hint or error.hint
+            error.hint = hint or self._of_another_platform(ref, platform) or error.hint
             error.details = {**where, **error.details}
             raise
         name = str(image.reference) if image.reference is not None else ref
         self._resolved[ref, str(platform)] = image
         self._known[ref, str(platform)] = front.ResolvedImage(name, image.digest, image.config)
         return image
+
+    def _of_another_platform(self, ref: str, platform: Platform) -> str:
+        """A hint, where the registry was asked because the local image of that name is for something else."""
+        images = self._puller.store.images
+        try:
+            name = images.resolve(name_of(Reference.parse(ref)))
+        except ValueError:
+            return ""
+        image = images.get(name.image) if name is not None else None
+        if image is None:
+            return ""
+        return f"the local image of that name is for {image.platform}, {platform} was wanted: the registry was asked"
 
     def check(self, options: LowerOptions) -> object:
         """--call=check: the findings."""

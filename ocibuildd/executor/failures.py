@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from ..errors import BuildError, StepFailed
-from ..layer.select import not_found
+from ..layer.missing import not_found
 from ..model.graph import Run
 from ..ports import Checksum, RunOutcome
 from .source import Directory
@@ -14,9 +14,10 @@ from .source import Directory
 def missing_source(found: Checksum, directory: Directory | None) -> BuildError:
     """A source that isn't there, or that .dockerignore hides."""
     path = found["missing"][0]
-    error = not_found(path, found["ignored"], found.get("near", {}).get(path, []))
+    near, link = found.get("near", {}).get(path, []), found.get("links", {}).get(path, "")
+    error = not_found(path, found["ignored"], near, link)
     where = "the build context" if directory is not None else "the source"
-    error.message += "" if "hides it" in error.message else f" in {where}"
+    error.message += "" if "hides it" in error.message or link else f" in {where}"
     error.details |= {"missing": list(found["missing"]), "ignored": dict(found["ignored"])}
     return error
 

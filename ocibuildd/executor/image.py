@@ -380,8 +380,7 @@ class _Pull:
             try:
                 if diff_id is not None:
                     feed = Feed(writer.fd)
-                    over = descriptor.digest != self.descriptors[0].digest
-                    feed.start(lambda fd: self.puller.unpacker.apply(fd, diff_id, over=over))
+                    feed.start(lambda f: self.puller.unpacker.apply(f, diff_id, over=descriptor != self.descriptors[0]))
                 await self._download(descriptor, writer.fd, feed, mirrors=mirrors)
                 if feed is not None:
                     made = await self._finish(feed, descriptor, writer.fd)

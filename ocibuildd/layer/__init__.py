@@ -18,7 +18,7 @@ are given open, and their offsets undefined.
               reuse=None) -> Packed
     checksum.checksum(source: Source, spec: CopySpec, *, shift=0, squash=False, fingerprints=None) -> Checksum
     select.Source(fd=…|None, inline=((name, data, mode), …), paths=(), ignore=(), remote=False, owned=False)
-    select.not_found(missing, ignored, near) -> NotFound
+    missing.not_found(missing, ignored, near, link) -> NotFound
     archive.archive(root_fd, output_fd, *, shift=0, squash=False, clamp=None) -> {"entries", "bytes"}
     archive.export(root_fd, dir_fd) -> {"entries", "bytes"}                         (-o type=local)
     compare.compare(root_a, root_b) -> {"changes": [[kind, path, size], …], "more"}

@@ -14,6 +14,7 @@ from ..errors import InvalidArgument
 from ..ports import Checksum, CopySpec
 from . import tar
 from .fingerprints import Fingerprints, key, now
+from .missing import dangling, near
 from .owners import Owners, has_xattrs, read_xattrs
 from .scan import Scan
 from .select import Found, Match, Selector, Source, unreadable
@@ -99,7 +100,8 @@ class _Summer:
             bytes=self.bytes,
             missing=missing,
             ignored=self.selector.ignored,
-            near={name: self.selector.near(name) for name in missing},
+            near={name: near(self.selector, name) for name in missing},
+            links={name: link for name in missing if (link := dangling(self.selector, name))},
             stamp=self._stamp.hexdigest(),
             matches=self._matches,
         )

@@ -14,11 +14,12 @@ from . import tar
 from .addtar import ArchiveAdder, is_archive
 from .emit import Emitter
 from .fingerprints import UNKNOWN, key
+from .missing import refuse
 from .modes import parents_mode, parse_mode, parse_owner
 from .owners import Owners, read_xattrs
 from .paths import Root, clean, split
 from .plan import Node, Plan
-from .select import Found, Match, Selector, Source, not_found, stamp, unreadable
+from .select import Found, Match, Selector, Source, stamp, unreadable
 from .sink import LayerSink, Reuse
 
 MAX_OPEN: Final = 16
@@ -108,9 +109,7 @@ class _Copier:
                 self._put(self._target(match.base), selector, match.files[0])
             if selector.missing:
                 break
-        if selector.missing:
-            missing = selector.missing[0]
-            raise not_found(missing, selector.ignored, selector.near(missing))
+        refuse(selector)
         self.stamps.append(stamp(matches))
 
     def _target(self, base: bytes) -> bytes:

@@ -12,8 +12,9 @@ import shutil
 import stat
 
 from ..ports import CopySpec
+from .missing import refuse
 from .paths import Root, split
-from .select import Found, Match, Selector, Source, not_found, stamp, unreadable
+from .select import Found, Match, Selector, Source, stamp, unreadable
 
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -30,9 +31,7 @@ def replicate(
     Raises NotFound, InvalidArgument (unreadable), OSError."""
     selector = Selector(source, spec)
     matches = list(selector.run())
-    if selector.missing:
-        missing = selector.missing[0]
-        raise not_found(missing, selector.ignored, selector.near(missing))
+    refuse(selector)
     owner = -1 if squash else shift
     try:
         for match in matches:

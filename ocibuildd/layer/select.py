@@ -7,7 +7,6 @@ it, symlinks below are taken as they are; ``*`` stays within a directory (Go's p
 
 from __future__ import annotations
 
-import difflib
 import errno
 import hashlib
 import os
@@ -16,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from ..errors import BuildError, InvalidArgument, NotFound, TooLarge
+from ..errors import BuildError, InvalidArgument, TooLarge
 from ..model import patterns
 from ..ports import CopySpec
 from .fingerprints import key
@@ -222,7 +221,7 @@ class Selector:
         out = []
         for top in tops:
             directory = start + b"/" + top if start and top else start or top
-            for name, status in self._names(directory):
+            for name, status in self.names(directory):
                 if (last or stat.S_ISDIR(status.st_mode)) and patterns.match(
                     part, os.fsdecode(name)
                 ):
@@ -237,7 +236,7 @@ class Selector:
         while todo:
             top = todo.pop()
             directory = start + b"/" + top if start and top else start or top
-            for name, status in self._names(directory):
+            for name, status in self.names(directory):
                 path = top + b"/" + name if top else name
                 if test.matches(os.fsdecode(path)):
                     out.append(path)
@@ -245,7 +244,7 @@ class Selector:
                     todo.append(path)
         return out
 
-    def _names(self, directory: bytes) -> list[tuple[bytes, os.stat_result]]:
+    def names(self, directory: bytes) -> list[tuple[bytes, os.stat_result]]:
         """Visible names of a directory; one that isn't there has none."""
         try:
             fd = self.root.open(directory, _DIRECTORY)
@@ -431,37 +430,6 @@ class Selector:
         finally:
             if given < 0:
                 os.close(fd)
-
-    # --- what isn't there
-
-    def near(self, written: str) -> list[str]:
-        """Names like the one that is missing, in the deepest directory of its path that exists."""
-        parts = os.fsencode(patterns.clean("/" + written)[1:]).split(b"/")
-        real = b""
-        for index, part in enumerate(parts):
-            candidate = self.root.resolve(real + b"/" + part if real else part)
-            status = self.root.stat(candidate)
-            if status is not None and stat.S_ISDIR(status.st_mode):
-                real = candidate
-                continue
-            names = [os.fsdecode(name) for name, _ in self._names(real)]
-            close = difflib.get_close_matches(os.fsdecode(part), names, 3, 0.6)
-            lead = os.fsdecode(b"/".join(parts[:index]))
-            return [lead + "/" + name if lead else name for name in close]
-        return []
-
-
-def not_found(missing: str, ignored: dict[str, str], near: list[str]) -> NotFound:
-    """The error for a path that matched nothing."""
-    clean = patterns.clean("/" + missing)[1:]
-    pattern = ignored.get(clean)
-    if pattern is not None:
-        return NotFound(
-            f'"/{clean}": not found: the .dockerignore pattern {pattern!r} hides it',
-            hint=f'add "!{clean}" to the .dockerignore file, or change the pattern',
-        )
-    hint = "did you mean " + " or ".join(f'"{name}"' for name in near) + "?" if near else ""
-    return NotFound(f'"/{clean}": not found', hint=hint)
 
 
 def stamp(matches: Iterable[Match]) -> str:

@@ -100,6 +100,16 @@ def test_an_unreachable_registry_is_the_networks_reason_not_the_dockerfiles(
     assert "refused" in failed.err.lower() or "connect" in failed.err.lower()
 
 
+def test_a_local_image_of_another_platform_is_mentioned_when_the_registry_fails(
+    daemon: Any, context: Context
+) -> None:
+    daemon.ok("tag", "busybox", "localhost:1/bad/box")
+    path = context(Dockerfile="FROM localhost:1/bad/box\n")
+    failed = daemon("build", "--platform=linux/s390x", path)
+    assert failed.code == 1
+    assert "the local image of that name is for linux/amd64, linux/s390x was wanted" in failed.text
+
+
 def test_a_truncated_tar_on_stdin_is_refused(daemon: Any) -> None:
     failed = daemon("build", "-", stdin=b"\x1f\x8b\x08\x00" + b"\0" * 30)
     assert failed.code == 1

@@ -381,6 +381,15 @@ def test_workdir_makes_directories(place):
     assert place.pack("/srv", mkdir=True, scratch=False)[0]["empty"]
 
 
+@pytest.mark.parametrize("path", ["l", "d/l/f"])
+def test_a_link_that_leads_nowhere_is_named(place, path):
+    (place.context / "d").mkdir()
+    for name in ("l", "d/l"):
+        (place.context / name).symlink_to("nothing")
+    with pytest.raises(NotFound, match='/l" is a symbolic link to "nothing", which is not there'):
+        place.pack("/x/", path)
+
+
 # --- ADD of archives
 
 
