@@ -88,7 +88,7 @@ ONCE = {"429", "500", "502", "503", "reset", "cut", "slow", "never reads", "refu
 TABLE: list[tuple[str, Any, Any, Any, Any]] = [
     *((name, OK, OK, OK, OK) for name in sorted(ONCE)),
     ("429 for long", RegistryError, RegistryError, RegistryError, RegistryError),
-    ("login page", RegistryError, RegistryError, RegistryError, OK),
+    ("login page", RegistryError, Corrupt, RegistryError, OK),
     ("403", Denied, Denied, Denied, Denied),
     ("404", NotFound, NotFound, RegistryError, NotFound),
     ("413", TooLarge, TooLarge, TooLarge, TooLarge),
