@@ -204,8 +204,7 @@ class ImagePuller:
         index, manifest_of = None, fetched
         if isinstance(document, Index):
             index = document
-            entry = choose(index, platform, what)
-            manifest_of = await self._entry(reference, entry, auth)
+            manifest_of = await self._entry(reference, choose(index, platform, what), auth)
             blobs.append(manifest_of.data)
             document = parse_document(manifest_of.data, manifest_of.media_type, what)
         if isinstance(document, Index) or document.config is None:
@@ -465,7 +464,8 @@ def read_config(data: bytes, manifest: Manifest, what: str) -> ImageConfig:
         raise RegistryError(f"config of {what}: {str(error)[:300]}") from None
     if len(config.rootfs.diff_ids) != len(manifest.layers):
         raise RegistryError(
-            f"config of {what}: {len(config.rootfs.diff_ids)} diff ids for {len(manifest.layers)} layers"
+            f"config of {what}: {len(config.rootfs.diff_ids)} diff ids for {len(manifest.layers)} layers; "
+            f"it is {manifest.config.media_type if manifest.config else 'nothing'}"
         )
     return config
 
