@@ -148,7 +148,8 @@ def classic_text(text: str, layer: LayerBlob | None) -> str:
         return rest
     if word in ("COPY", "ADD"):
         words = [each for each in rest.split(" ") if not each.startswith("--")]
-        kind = "multi" if len(words) > 2 else "file"
+        whole = len(words) == 2 and not words[0].strip("./")
+        kind = "multi" if len(words) > 2 else "dir" if whole else "file"
         content = layer.diff_id.hex if layer is not None else EMPTY_TAR.hex
         flags = "".join(f"{each} " for each in rest.split(" ") if each.startswith("--"))
         return f"{NOP} {word} {flags}{kind}:{content} in {words[-1]} "

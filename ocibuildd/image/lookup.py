@@ -161,7 +161,9 @@ class _Filter:
     def holds(self, summary: Summary) -> bool:
         if self._references and not summary.names and not summary.digests:
             return False
-        if any(wanted != summary.dangling for wanted in self._dangling):
+        named = bool(summary.names or summary.digests)
+        # dangling=false is for named images, and no step on the way to one is (daemon/images/images.go of moby).
+        if any(not summary.dangling if wanted else not named for wanted in self._dangling):
             return False
         if any(summary.created >= limit for limit in self._before):
             return False

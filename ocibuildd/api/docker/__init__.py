@@ -49,6 +49,8 @@ def guarded(handler: Handler) -> Handler:
 
 VERBS = "start|stop|kill|wait|attach|restart|pause|unpause|rename|update|resize|exec"
 """What is done to a container."""
+ASKED = "logs|top|stats|changes|archive|export|attach/ws|checkpoints"
+"""What is asked of a container."""
 
 
 class DockerApi:
@@ -99,7 +101,7 @@ class DockerApi:
             ("GET", "/{kind:plugins}/{name:.+}/json", system.missing),
             ("DELETE", "/{kind:containers|networks|volumes|plugins}/{name}", system.missing),
             ("POST", f"/{{kind:containers}}/{{name}}/{{verb:{VERBS}}}", system.missing),
-            ("GET", "/{kind:containers}/{name}/{verb:logs|top|stats|changes|archive|export|attach/ws}", system.missing),
+            ("GET", f"/{{kind:containers}}/{{name}}/{{verb:{ASKED}}}", system.missing),
             ("HEAD", "/{kind:containers}/{name}/archive", system.missing),
             ("PUT", "/{kind:containers}/{name}/archive", system.missing),
             ("GET", "/{kind:exec}/{name}/json", system.missing),

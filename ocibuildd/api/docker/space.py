@@ -18,7 +18,7 @@ from .protocol import HUB_KEYS, ApiError, filters, flag, number, reply, settled,
 from .words import LOOPBACK, unreachable
 
 BUILD_PRUNE_FILTERS = frozenset(
-    {"until", "id", "parent", "type", "description", "inuse", "shared", "private", "unused-for"}
+    {"label", "label!", "until", "id", "parent", "type", "description", "inuse", "shared", "private", "unused-for"}
 )
 AUTH_LIMIT = 64 << 10
 RECORD_TYPES = {"image": "regular", "run": "regular", "copy": "regular", "context": "source.local"}
@@ -73,7 +73,10 @@ class Space:
         query = request.query
         wanted = filters(query, BUILD_PRUNE_FILTERS)
         until = [timestamp(text, time.time()) for text in wanted.pop("until", wanted.pop("unused-for", []))]
-        wanted.pop("unused-for", None)
+        for name in ("unused-for", "label!"):
+            wanted.pop(name, None)
+        if wanted.pop("label", None):  # nothing of a cache has labels
+            return reply({"CachesDeleted": None, "SpaceReclaimed": 0})
         keep = number(query, "keep-storage") or number(query, "reserved-space")
         if keep < 0:
             raise ApiError(400, f"keep-storage is {keep}, expected bytes")

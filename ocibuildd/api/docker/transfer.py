@@ -14,8 +14,17 @@ from ...model.reference import Reference
 from .events import Events
 from .images import digest_or_tag, find
 from .progress import PULL_WORDS, PUSH_WORDS, Transfers
-from .protocol import HEADERS, ApiError, JsonStream, check_tag, flag, parse_reference, registry_auth
-from .words import PULL_CODES, pull_refused, unreachable
+from .protocol import (
+    HEADERS,
+    ApiError,
+    JsonStream,
+    check_tag,
+    flag,
+    message_of,
+    parse_reference,
+    registry_auth,
+)
+from .words import PULL_CODES, pull_refused, tar_failed, unreachable
 
 READ_SIZE = 1 << 18
 MAX_TAGS = 1000
@@ -225,7 +234,7 @@ class Transfer:
             loaded = await progress.run(self._images.load(body, emit=emit))
         except BuildError as error:
             # Docker's clients look for this inside the stream of a 200.
-            await stream.fail(error)
+            await stream.fail(ApiError(error.status, tar_failed(message_of(error))))
             return await stream.end()
         for item in loaded:
             for name in item.names:

@@ -30,11 +30,13 @@ _STEPS: tuple[tuple[re.Pattern[str], str], ...] = (
      r"unable to find group \1: no matching entries in group file"),
     (re.compile(r'"/?([^"]*)": not found in the source.*'), r"COPY failed: stat \1: file does not exist"),
 )  # fmt: skip
+_UNKNOWN = re.compile(r"unknown instruction: (\S+)")
 _TAR = re.compile(r"(tar|gzip|bzip2|xz|zstd|lzma): ")
 _CUT = re.compile(r"cut off|truncated|missing|ended")
 _EARLIER: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"parse error on line"), "parse error line"),
     (re.compile(r"unknown flag: --(\S+)"), r"Unknown flag: \1"),
+    (re.compile(r"(unknown instruction: \S+) \(did you mean .*\?\)"), r"\1"),
     (re.compile(r"missing a value on flag: --(\S+)"), r"Missing a value on flag: \1"),
     (re.compile(r"dockerfile parse error line \d+: ((?:ENV|LABEL) must have two arguments|Syntax error - can't find"
                 r"|file with no instructions|when using JSON array syntax|invalid escape token)"),
@@ -157,11 +159,18 @@ def refused_request(error: Mapping[str, Any], version: str = API_VERSION) -> str
     if message == "the Dockerfile cannot be empty":
         return "the Dockerfile (Dockerfile) cannot be empty"
     if _TAR.match(message):
-        why = "unexpected EOF" if _CUT.search(message) else "archive/tar: invalid tar header"
-        return f"{TAR_FAILED}{why}: {message}"
+        return tar_failed(message)
     if match := re.match(r"platform '.*?': (.*)", message):
         return match[1]
     return _of_dockerfile(error, message, version) if error.get("code") == "dockerfile" else message
+
+
+def tar_failed(message: str) -> str:
+    """What is wrong with an archive; other messages as they are."""
+    if not _TAR.match(message):
+        return message
+    why = "unexpected EOF" if _CUT.search(message) else "archive/tar: invalid tar header"
+    return f"{TAR_FAILED}{why}: {message}"
 
 
 def _of_dockerfile(error: Mapping[str, Any], message: str, version: str) -> str:
@@ -174,6 +183,7 @@ def _of_dockerfile(error: Mapping[str, Any], message: str, version: str) -> str:
         message = f"dockerfile parse error on line {details['line']}: {text}"
     for pattern, text in _DISPATCH:
         message = pattern.sub(text, message, count=1)
+    message = _UNKNOWN.sub(lambda match: match[0].replace(match[1], match[1].upper()), message, count=1)
     if tuple(map(int, version.split("."))) < (1, 42):
         for pattern, text in _EARLIER:
             message = pattern.sub(text, message, count=1)
