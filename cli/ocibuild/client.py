@@ -11,7 +11,7 @@ Errors are ``ApiError`` (the daemon said no), ``ConnectionFailed`` or ``ClientEr
 from __future__ import annotations
 
 from .errors import ApiError, ClientError, ConnectionFailed
-from .http import Connection, Response, query
+from .http import Connection, Response, query, quote
 from .jsonlite import dumps, loads
 from .start import connect
 
@@ -206,20 +206,20 @@ class Client:
 
     def build_info(self, build: str = "") -> Build:
         """A build by its id or a prefix of it; the newest by default."""
-        found: Build = self.call("GET", f"/v1/builds/{build or 'latest'}")
+        found: Build = self.call("GET", f"/v1/builds/{quote(build or 'latest')}")
         return found
 
     def events(self, build: str, since: int = 0, *, follow: bool = True) -> Iterator[Event]:
         """A build's events from number ``since`` on."""
         parameters = query([("from", since or None), ("follow", follow)])
-        return self.stream("GET", f"/v1/builds/{build or 'latest'}/events{parameters}")
+        return self.stream("GET", f"/v1/builds/{quote(build or 'latest')}/events{parameters}")
 
     def cancel(self, build: str) -> None:
-        self.call("POST", f"/v1/builds/{build}/cancel")
+        self.call("POST", f"/v1/builds/{quote(build)}/cancel")
 
     def explain(self, build: str = "", step: str = "") -> list[dict[str, Any]]:
         """Why each step of a build ran, or what it was taken from."""
-        target = f"/v1/builds/{build or 'latest'}/explain{query([('step', step)])}"
+        target = f"/v1/builds/{quote(build or 'latest')}/explain{query([('step', step)])}"
         found: list[dict[str, Any]] = self.call("GET", target)["steps"]
         return found
 

@@ -55,12 +55,13 @@ GROUPS: dict[str, tuple[str, dict[str, tuple[str, str, str]]]] = {
         "build": COMMANDS["build"], "prune": ("space", "builder_prune", "Remove build cache"),
     }),
     "builds": ("Look at builds", {
-        "ls": COMMANDS["ps"], "list": COMMANDS["ps"], "logs": COMMANDS["logs"],
+        "ls": ("builds", "history", "List builds, newest first"),
+        "list": ("builds", "history", ""), "logs": COMMANDS["logs"],
         "inspect": ("builds", "inspect", "Show everything about a build"),
         "cancel": COMMANDS["cancel"], "explain": COMMANDS["explain"], "debug": COMMANDS["debug"],
     }),
     "cache": ("Manage cache mounts", {
-        "mounts": ("cache", "mounts", "List cache mounts"),
+        "mounts": ("cache", "mounts", "List cache mounts"), "ls": ("cache", "mounts", ""),
         "inspect": ("cache", "inspect", "Show a cache mount"),
         "clear": ("cache", "clear", "Empty a cache mount"),
         "export": ("cache", "export", "Write a cache mount to a tar"),

@@ -95,10 +95,9 @@ async def cancel(request: web.Request) -> web.Response:
 
 
 async def explain(request: web.Request) -> web.Response:
-    """GET /v1/builds/{build}/explain?step="""
+    """GET /v1/builds/{build}/explain?step=: ``build`` may also be an image's name."""
     served = services(request)
-    info = served.builds.get(_id(request))
-    steps = await served.builds.explain(info.id, request.query.get("step", ""))
+    steps = await served.builds.explain(_id(request), request.query.get("step", ""))
     return reply({"steps": steps})
 
 

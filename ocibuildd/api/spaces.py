@@ -11,10 +11,11 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from ..errors import InvalidArgument, NotFound
+from ..errors import Conflict, InvalidArgument, NotFound
 from ..image.lookup import familiar
 from ..model.units import parse_duration
 from ..runtime import in_thread
+from ..store.cache_mounts import VARIANT, CacheMount, CacheMounts
 from ..store.check import CheckReport, add_damaged, checking, verify_blobs
 from ..store.gc import Removal
 from ..store.maintenance import drive
@@ -118,7 +119,7 @@ def removal(item: Removal) -> dict[str, Any]:
 
 def outcome(done: Outcome) -> dict[str, Any]:
     return {
-        "deleted": [removal(item) for item in done.removals], "space": done.freed,
+        "deleted": [removal(item) for item in done.removals], "space": done.freed, "garbage": done.garbage,
         "used": done.used, "seconds": round(done.seconds, 3), "dry_run": done.dry_run,
     }
 
@@ -149,11 +150,13 @@ async def collect(request: web.Request) -> web.Response:
 def usage_summary(found: Usage) -> list[dict[str, Any]]:
     """The four lines of ``system df``."""
     named = sum(1 for item in found.images if item.image.names)
-    in_use = sum(1 for item in found.records if item.in_use)
+    # Internal ones say where a layer was first made: they take no room of their own.
+    records = [item for item in found.records if item.record.kind != "internal"]
+    in_use = sum(1 for item in records if item.in_use)
     return [
         {"type": "Images", "count": len(found.images), "active": named,
          "size": found.images_size, "reclaimable": found.images_reclaimable},
-        {"type": "Build cache", "count": len(found.records), "active": in_use,
+        {"type": "Build cache", "count": len(records), "active": in_use,
          "size": found.cache_size, "reclaimable": found.cache_reclaimable},
         {"type": "Cache mounts", "count": len(found.mounts),
          "active": sum(1 for mount in found.mounts if mount.in_use),
@@ -179,7 +182,8 @@ def usage_details(found: Usage) -> dict[str, Any]:
             for item in found.records
         ],
         "mounts": [
-            {"id": mount.id, "hash": mount.hash, "size": mount.size, "in_use": bool(mount.in_use),
+            {"id": mount.id.partition(VARIANT)[0], "hash": mount.hash, "sharing": mount.sharing,
+             "size": mount.size, "in_use": bool(mount.in_use),
              "created": mount.created, "last_used": mount.last_used, "uses": mount.uses}
             for mount in found.mounts
         ],
@@ -245,11 +249,30 @@ async def checked(served: Services, *, quick: bool) -> CheckReport:
 # --- cache mounts ---------------------------------------------------------------------------------
 
 
-def mount_id(request: web.Request) -> str:
-    """The id that a request names, as steps have it: without a namespace it begins with "/"
-    (BUILDKIT_CACHE_MOUNT_NS + "/" + id)."""
+def mounts_asked(request: web.Request) -> list[CacheMount]:
+    """The mounts that a request names: an id as the list shows it or as steps write it (without a namespace
+    it is stored with a "/" before it), or a hash.  [] = there is none."""
+    mounts: CacheMounts = services(request).store.cache_mounts
     name = required(request, "id")
-    return name if "/" in name else f"/{name}"
+    return mounts.named(name) or mounts.named(f"/{name}")
+
+
+def one_mount(request: web.Request) -> CacheMount | None:
+    """The one mount that a request names.  Raises Conflict where there are several of the id."""
+    found = mounts_asked(request)
+    if len(found) > 1:
+        raise Conflict(
+            f"cache mount {found[0].name!r}: there are {len(found)} of this id (other modes, owners or beginnings)",
+            hint="name one by its hash: " + ", ".join(one.hash for one in found),
+        )
+    return found[0] if found else None
+
+
+def no_mount(request: web.Request) -> NotFound:
+    """There is none of that id."""
+    return NotFound(
+        f"cache mount {request.query.get('id', '')!r}: there is none", hint="ocibuild cache mounts lists them"
+    )
 
 
 async def list_mounts(request: web.Request) -> web.Response:
@@ -257,14 +280,14 @@ async def list_mounts(request: web.Request) -> web.Response:
     served = services(request)
     mounts = served.store.cache_mounts
     await served.maintenance.measure(everything=True)
-    name = mount_id(request) if request.query.get("id") else ""
-    found = mounts.find(name) if name else mounts.all()
-    if name and not found:
-        raise NotFound(f"cache mount {name!r}: there is none")
+    named = bool(request.query.get("id"))
+    found = mounts_asked(request) if named else mounts.all()
+    if named and not found:
+        raise no_mount(request)
     return reply({
         "mounts": [
-            {"id": one.id, "hash": one.hash, "sharing": one.sharing, "size": one.size,
-             "created": one.created, "last_used": one.last_used, "uses": one.uses,
+            {"id": one.name, "variant": one.variant, "hash": one.hash, "sharing": one.sharing,
+             "size": one.size, "created": one.created, "last_used": one.last_used, "uses": one.uses,
              "in_use": bool(one.in_use)}
             for one in found
         ]
@@ -274,10 +297,9 @@ async def list_mounts(request: web.Request) -> web.Response:
 async def clear_mount(request: web.Request) -> web.Response:
     """DELETE /v1/cache/mounts?id="""
     served = services(request)
-    name = mount_id(request)
-    found = served.store.cache_mounts.find(name)
+    found = mounts_asked(request)
     if not found:
-        raise NotFound(f"cache mount {name!r}: there is none")
+        raise no_mount(request)
     space = 0
     for one in found:
         space += served.store.cache_mounts.forget(one.hash)
@@ -289,10 +311,10 @@ async def clear_mount(request: web.Request) -> web.Response:
 async def export_mount(request: web.Request) -> web.StreamResponse:
     """GET /v1/cache/mounts/tar?id=: what it holds, as a tar."""
     served = services(request)
-    name = mount_id(request)
-    if not served.store.cache_mounts.find(name):
-        raise NotFound(f"cache mount {name!r}: there is none")
-    with await served.store.cache_mounts.acquire(name, "shared") as grip:
+    found = one_mount(request)
+    if found is None:
+        raise no_mount(request)
+    with await served.store.cache_mounts.acquire(found.id, "shared") as grip:
         return await stream(request, archived(served, {"directory": os.fspath(grip.path)}))
 
 
@@ -316,11 +338,14 @@ async def import_mount(request: web.Request) -> web.Response:
     """PUT /v1/cache/mounts/tar?id=: fill it from a tar; what it held is gone.  Raises Conflict (in use)."""
     served = services(request)
     body = tar_body(request)
-    name = mount_id(request)
+    found, name = one_mount(request), required(request, "id")
     mounts = served.store.cache_mounts
-    for one in mounts.find(name):
-        mounts.forget(one.hash)
-        mounts.trash(one.hash)
+    if found is not None:
+        name = found.id
+        mounts.forget(found.hash)
+        mounts.trash(found.hash)
+    elif "/" not in name:
+        name = f"/{name}"
     with await mounts.acquire(name, "locked") as grip:
         reader, writer = os.pipe2(os.O_CLOEXEC)
         what = {"path": os.fspath(grip.path), "limits": {}, "root": True}

@@ -95,12 +95,17 @@ class _Made:
 class Build:
     """A build.  ``run`` once; ``info`` at any time."""
 
-    def __init__(self, site: Site, request: BuildRequest, peer: Peer, build_id: str, log_path: Path):
+    def __init__(
+        self, site: Site, request: BuildRequest, peer: Peer, build_id: str, log_path: Path, *,
+        remember: bool = True,
+    ):
+        """remember: see ``solver.job.Job``."""
         self.id = build_id
         self.request = request
         self.peer = peer
         self.events = EventLog(log_path)
         self.name = build_name(request)
+        self.remember = remember
         self.state = "queued"
         self.created = time.time()
         self.started = self.ended = 0.0
@@ -243,7 +248,8 @@ class Build:
         job = Job(
             f"{self.id}{prefix}", plan.vertices, executor, watch.event, self._hold(uses),
             release, limit=self.request.max_parallelism,
-            variant=variant(self._output(plan), plan.epoch), earlier=watch.earlier, imported=self._imported,
+            variant=variant(self._output(plan), plan.epoch), earlier=watch.before.differs,
+            gone=watch.before.gone, imported=self._imported, remember=self.remember,
         )
         try:
             results = await self._site.solver.solve(job)

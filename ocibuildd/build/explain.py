@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -14,8 +15,11 @@ from ..solver.cache import Preimage
 from ..solver.job import Trace
 from ..solver.reasons import Reason, compare
 from ..store import Store
+from ..store.records import Eviction
 
 STEPS_FILE = "steps.json"
+SHOWN_NUMBER = re.compile(r"\[(?:\S+ )?(\d+)/\d+\] ")
+"""How a step's name begins: ``[stage 2/5] ``."""
 MAX_BUILDS_SEARCHED = 50
 """How far back the build before of the same name is looked for."""
 NOWHERE = ("", 0)
@@ -78,16 +82,18 @@ class BuildBefore:
 
     def differs(self, vertex: int, preimage: Preimage) -> list[Reason]:
         """Of an instruction that was never seen: what stood in its place in the build before?"""
-        evicted = self._store.records.evicted(key=preimage.key, selector=preimage.selector)
-        if evicted is not None:
-            when = datetime.fromtimestamp(evicted.at, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-            rule = f" by {evicted.rule}" if evicted.rule else ""
-            why = f": {evicted.why}" if evicted.why else ""
-            return [Reason("evicted", f"its record was removed from the cache at {when}{rule}{why}")]
+        gone = self._store.records.evicted(selector=preimage.selector)
+        if gone is not None:
+            return [Reason("evicted", f"what was known of this instruction {_removed(gone)}")]
         if self._steps is None:
             self._steps = self._load()
         step = self._steps.get(self._places.get(vertex, NOWHERE))
         return [] if step is None else compare(Preimage(step["op"]), Preimage(preimage.op)) or []
+
+    def gone(self, key: str) -> list[Reason]:
+        """``solver.job.Job.gone``."""
+        found = self._store.records.evicted(key=key)
+        return [] if found is None else [Reason("evicted", f"its record {_removed(found)}")]
 
     def _load(self) -> dict[tuple[str, int], Any]:
         for row in self._store.builds.recent(MAX_BUILDS_SEARCHED):
@@ -95,6 +101,14 @@ class BuildBefore:
                 steps = load(self._store, row.id).values()
                 return {(step["stage"], step["number"]): step for step in reversed([*steps])}
         return {}
+
+
+def _removed(found: Eviction) -> str:
+    """When, by which rule, and why."""
+    when = datetime.fromtimestamp(found.at, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    rule = f" by {found.rule}" if found.rule else ""
+    why = f": {found.why}" if found.why else ""
+    return f"was removed from the cache at {when}{rule}{why}"
 
 
 def explanations(store: Store, build: str, step: str = "") -> list[dict[str, Any]]:
@@ -105,7 +119,7 @@ def explanations(store: Store, build: str, step: str = "") -> list[dict[str, Any
     row = store.builds.get(build)
     failed = str(row.error.get("details", {}).get("vertex", "")) if row is not None else ""
     for vertex, kept in load(store, build).items():
-        if step and step not in (vertex, str(kept["number"])) and step not in kept["name"]:
+        if step and not _means(step, vertex, kept["name"]):
             continue
         entry = {"vertex": vertex, **{k: v for k, v in kept.items() if k not in ("op", "stage", "number")}}
         if kept["cached"]:
@@ -116,6 +130,14 @@ def explanations(store: Store, build: str, step: str = "") -> list[dict[str, Any
     if step and not found:
         raise NotFound(f"build {build}: no step {step!r}", hint="ocibuild explain lists them")
     return found
+
+
+def _means(step: str, vertex: str, name: str) -> bool:
+    """Does what somebody wrote mean this step: its number as shown, a part of its text, or its vertex?"""
+    shown = SHOWN_NUMBER.match(name)
+    if step.isdecimal() and shown is not None:
+        return int(step) == int(shown[1])
+    return step == vertex or step in name
 
 
 def _hit(store: Store, kept: Mapping[str, Any]) -> dict[str, str]:

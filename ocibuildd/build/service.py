@@ -122,8 +122,9 @@ class Builds:
 
     # --- begin and end --------------------------------------------------------------------------
 
-    async def start(self, request: BuildRequest, *, peer: Peer) -> BuildInfo:
-        """Begin a build.  Raises Unavailable (draining, too many), InvalidArgument, NoSpace."""
+    async def start(self, request: BuildRequest, *, peer: Peer, remember: bool = True) -> BuildInfo:
+        """Begin a build; ``remember``: see ``solver.job.Job``.
+        Raises Unavailable (draining, too many), InvalidArgument, NoSpace."""
         if self._draining:
             raise Unavailable("the daemon is ending: it takes no new builds", hint="try again soon")
         if len(self._live) >= MAX_LIVE:
@@ -132,7 +133,8 @@ class Builds:
         # A build that the daemon dies under is told from this row.
         kept = {**kept_request(request), "tags": list(request.tags)}
         directory = self._store.builds.new(build_id, build_name(request), kept)
-        build = Build(self._site, request, peer, build_id, directory / "events.jsonl")
+        log_path = directory / "events.jsonl"
+        build = Build(self._site, request, peer, build_id, log_path, remember=remember)
         self._live[build_id] = build
         build.task = spawn(self._tasks, asyncio.ensure_future(self._run(build)))
         return build.info
@@ -269,9 +271,17 @@ class Builds:
         if data:
             yield data
 
-    async def explain(self, build_id: str, step: str = "") -> Explained:
-        """Why each step ran, or didn't; see ``explain.explanations``.  Raises NotFound."""
-        return explain.explanations(self._store, self.get(build_id).id, step)
+    async def explain(self, target: str, step: str = "") -> Explained:
+        """Why each step of a build, or of the one that made an image, ran or didn't; see
+        ``explain.explanations``.  Raises NotFound."""
+        try:
+            build = self.get(target).id
+        except NotFound as error:
+            try:
+                build = build_of(self._store, target)
+            except NotFound:
+                raise error from None
+        return explain.explanations(self._store, build, step)
 
     async def verify(self, target: str, *, peer: Peer) -> AsyncIterator[bytes | dict[str, Any]]:
         """Build again what an image's name, or a build's id, stands for; its events, then one more:
@@ -285,7 +295,7 @@ class Builds:
             raise NotFound(f"build {name}: it made no image, or the image is gone")
         with self._store.leases.new(f"verify {name}") as lease:
             lease.add(layers=old.chain, blobs=[old.id])
-            started = await self.start(again(kept, name), peer=peer)
+            started = await self.start(again(kept, name), peer=peer, remember=False)
             async for data in self.events(started.id):
                 yield data
             info = await self.wait(started.id)

@@ -7,9 +7,7 @@ from typing import Any
 
 from ..model.graph import Plan
 from ..ports import LayerId, Result
-from ..solver.cache import Preimage
 from ..solver.job import Trace
-from ..solver.reasons import Reason
 from ..store import Store
 from . import explain
 from .outcome import MadeImage, VertexOutcome
@@ -32,7 +30,7 @@ class Watch:
         self._plan = plan
         self._prefix = prefix
         self._store = store
-        self._before = explain.BuildBefore(store, name, build, plan)
+        self.before = explain.BuildBefore(store, name, build, plan)
         self._offer = offer
         self._wanted = image_vertices(plan) if offer is not None else ()
         self.follower = StepFollower(plan, store.layers.chain, self._tell, keep_empty=keep_empty)
@@ -111,10 +109,6 @@ class Watch:
             "step.done", step=entry.number, vertex=vertex, image=str(image.composed.id),
             cached=cached or None,
         )
-
-    def earlier(self, vertex: int, preimage: Preimage) -> list[Reason]:
-        """``solver.job.Job.earlier``."""
-        return self._before.differs(vertex, preimage)
 
 
 def _owns(entry: NumberedStep) -> bool:

@@ -43,6 +43,8 @@ class Job:
     hold(chain): keep these layers until the build ends; raises NotFound when they are gone.
     release: called once, when nothing needs the executor any more.
     variant: output options that are part of keys.
+    gone(key): when and why the record of exactly this key was removed, if it was.
+    remember: False = what runs only because the cache isn't to be used leaves no record (a verification).
     imported: further records (a remote cache's): ``get`` and ``seen``.
     earlier(vertex, preimage): why an instruction that has no record is another than in the build before.
     """
@@ -55,6 +57,8 @@ class Job:
     release: Callable[[], None]
     limit: int = 0
     variant: Mapping[str, Any] = field(default_factory=dict)
+    gone: Callable[[str], list[reasons.Reason]] = lambda _key: []
+    remember: bool = True
     earlier: Callable[[int, cache.Preimage], list[reasons.Reason]] = lambda _vertex, _preimage: []
     imported: RecordSource | None = None
     results: dict[int, Result] = field(default_factory=dict)

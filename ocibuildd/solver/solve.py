@@ -321,6 +321,8 @@ class Solver:
 
     def _why(self, job: Job, index: int, preimage: cache.Preimage) -> list[reasons.Reason]:
         """Why there is no record of this key."""
+        if gone := job.gone(preimage.key):
+            return gone
         nearest = self._records.nearest(preimage.selector)
         if nearest is None or not nearest.preimage:
             return job.earlier(index, preimage) or [reasons.Reason("first", "it never ran before")]
@@ -415,7 +417,8 @@ class Solver:
             own, value, known = chain[-1:], "standalone", content
         records.append(self._record(run, preimage, key, own, known, created, value=value))
         hit("solve.before-records")
-        self._records.put(records)
+        if run.job.remember or not run.job.vertices[run.vertex].ignore_cache:
+            self._records.put(records)
         hit("solve.after-records")
         changed = chain[-1] if chain != parent.chain else None
         return Result(chain, identity, layer=changed, created=created)

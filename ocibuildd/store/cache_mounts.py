@@ -19,6 +19,8 @@ from ..errors import Conflict
 from .db import Database, Row
 from .failpoints import hit
 
+VARIANT = "\0"
+"""Stands in an id before what else tells one mount of that id from another: mode and owner, what it begins with."""
 Sharing = Literal["shared", "private", "locked"]
 MAX_PRIVATE = 1_000
 """Parallel private directories of one id; more is a mistake somewhere."""
@@ -37,6 +39,16 @@ class CacheMount:
     uses: int
     in_use: int
     path: Path
+
+    @property
+    def name(self) -> str:
+        """The id without what tells its variants apart."""
+        return self.id.partition(VARIANT)[0]
+
+    @property
+    def variant(self) -> str:
+        """What tells it from others of its name, for people."""
+        return self.id.partition(VARIANT)[2].replace(VARIANT, ", ")
 
 
 _COLUMNS = "hash, id, sharing, size, created, last_used, uses"
@@ -143,6 +155,15 @@ class CacheMounts:
         """By id; several where it was used privately in parallel."""
         rows = self._db.all(
             f"SELECT {_COLUMNS} FROM cache_mounts WHERE id = ? ORDER BY created, hash", (cache_id,)
+        )
+        return [self._mount(row) for row in rows]
+
+    def named(self, name: str) -> list[CacheMount]:
+        """By id, with all its variants (other modes, owners and beginnings), or by hash."""
+        rows = self._db.all(
+            f"SELECT {_COLUMNS} FROM cache_mounts WHERE hash = ?1 OR id = ?1 OR (id > ?2 AND id < ?3)"
+            " ORDER BY id, created",
+            (name, f"{name}{VARIANT}", f"{name}\x01"),
         )
         return [self._mount(row) for row in rows]
 

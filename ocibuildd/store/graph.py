@@ -64,6 +64,7 @@ class MountNode(msgspec.Struct, frozen=True, gc=False):
     last_used: float
     uses: int
     in_use: bool
+    sharing: str = ""
 
 
 T = TypeVar("T")

@@ -82,6 +82,8 @@ class Maintenance:
         self.last: Outcome | None = None
         self._remove = remove
         self._measure = measure
+        self._free = store.space.disk().free
+        """Bytes on the disk when cache mounts were measured last."""
         self._collecting = asyncio.Lock()
         self._emptying = asyncio.Lock()
         self._wake = asyncio.Event()
@@ -121,10 +123,17 @@ class Maintenance:
         mounts = self.store.cache_mounts
         found = [mount for mount in mounts.all() if everything or mount.hash in mounts.stale]
         mounts.stale.clear()  # whoever uses one from here on makes it so again
+        self._free = self.store.space.disk().free
         if found:
             sizes = await self._measure([mount.path for mount in found])
             for mount, size in zip(found, sizes, strict=True):
                 mounts.set_size(mount.hash, size)
+
+    async def _measure_if_near(self) -> None:
+        """What cache mounts took since they were measured is no more than what the disk lost since."""
+        space = self.store.space
+        if self.store.cache_mounts.stale and space.near_ceiling(self._free - space.disk().free):
+            await self.measure()
 
     async def sync(self) -> int:
         """Trees that were committed, to the disk; gives how many."""
@@ -234,8 +243,7 @@ class Maintenance:
         may go.  The caller releases the reservation."""
         if self.store.space.never_fits(size):
             return self.store.space.reserve(size)  # nothing need go to find that out
-        if self.store.cache_mounts.stale and self.store.space.near_ceiling:
-            await self.measure()
+        await self._measure_if_near()
         for attempt in range(ADMIT_TRIES):
             try:
                 return self.store.space.reserve(size)

@@ -74,10 +74,9 @@ class Space:
         disk = self.disk()
         return disk.free < min(FULL, disk.total // 16)
 
-    @property
-    def near_ceiling(self) -> bool:
-        """Is more than half of what may be taken taken?"""
-        return bool(self.ceiling) and self._used() + self.reserved > self.ceiling // 2
+    def near_ceiling(self, more: int) -> bool:
+        """Is more than half of what may be taken taken, with ``more`` bytes that aren't counted yet?"""
+        return bool(self.ceiling) and self._used() + self.reserved + max(more, 0) > self.ceiling // 2
 
     @property
     def is_low(self) -> bool:

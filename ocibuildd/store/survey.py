@@ -33,7 +33,7 @@ def surveying(store: Store) -> Generator[None, None, Graph]:
     yield from _records(store.db, graph)
     yield from _images(store.db, graph)
     graph.mounts = [
-        MountNode(m.hash, m.id, m.size, m.created, m.last_used, m.uses, in_use=m.in_use > 0)
+        MountNode(m.hash, m.id, m.size, m.created, m.last_used, m.uses, m.in_use > 0, m.sharing)
         for m in store.cache_mounts.all()
     ]
     graph.leased_layers = frozenset(store.held.layers)

@@ -36,11 +36,13 @@ T = TypeVar("T")
 class Outcome:
     """What a collection did.  removals: what went (or would go, ``dry_run``).  freed: bytes, by the rows;
     kept: removals that were called off because somebody wanted the thing meanwhile.  used: before.
+    garbage: the part of ``freed`` that nothing held to begin with, as planned.
     trees: paths in the trash that only nsd can delete."""
 
     removals: list[Removal] = field(default_factory=list)
     freed: int = 0
     used: int = 0
+    garbage: int = 0
     layers: int = 0
     blobs: int = 0
     kept: int = 0
@@ -71,7 +73,7 @@ def collecting(
     try:
         graph = yield from surveying(store)
         decided = yield from planning(graph, policies, now=now, free=store.space.disk().free)
-        outcome = Outcome(used=decided.used, dry_run=dry_run)
+        outcome = Outcome(used=decided.used, garbage=decided.garbage, dry_run=dry_run)
         if dry_run:
             outcome.removals, outcome.freed = decided.removals, decided.freed
             outcome.layers, outcome.blobs = len(decided.layers), len(decided.blobs)

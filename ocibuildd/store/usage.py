@@ -13,7 +13,7 @@ from .graph import Graph, ImageNode, MountNode, RecordNode
 @dataclass(frozen=True, slots=True)
 class ImageUsage:
     """An image's bytes on the disk (blobs and trees).  shared: of layers that other images have too;
-    unique: its own, gone when it goes.  size: unpacked, as the image list shows it."""
+    unique: its own, gone when it goes; size: both together (the image list shows another: unpacked)."""
 
     image: ImageNode
     size: int
@@ -69,7 +69,8 @@ def reckoning(graph: Graph) -> Generator[None, None, Usage]:
         shared = {layer for layer in image.chain if holders[layer] > 1}
         unique = set(image.chain) - shared
         own = sum(graph.blobs.get(blob, 0) for blob in image.blobs)
-        usage.images.append(ImageUsage(image, image.size, sizes.of(shared), sizes.of(unique) + own))
+        common, own = sizes.of(shared), own + sizes.of(unique)
+        usage.images.append(ImageUsage(image, common + own, common, own))
         if number % SLICE == SLICE - 1:
             yield
     usage.images_reclaimable = usage.images_size - sizes.of(set(graph.leased_layers) & set(holders))

@@ -88,6 +88,7 @@ async def test_a_touched_file_is_the_same_file(bench: Any, context: Any) -> None
 
 
 async def test_a_file_changed_with_size_and_mtime_restored_is_seen(bench: Any, context: Any) -> None:
+    """BuildKit takes it for unchanged and ships the file before: moby/buildkit#4817."""
     import os
 
     path = context("FROM busybox\nCOPY f /f\nRUN cat /f\n", {"f": "one"})
@@ -312,6 +313,15 @@ async def test_verify_blames_the_instruction_and_the_file(bench: Any, context: A
     (difference,) = answer["differences"]
     assert "uuid" in difference["instruction"]
     assert [each[:2] for each in difference["files"]] == [["changed", "/random"]]
+
+
+async def test_a_verification_leaves_the_cache_as_it_was(bench: Any, context: Any) -> None:
+    path = context("FROM busybox\nRUN date +%s%N > /f\nRUN cat /f > /g\n")
+    built = (await bench.build(path, tags=("app:1",))).ok()
+    events = [each async for each in bench.builds.verify("app:1", peer=bench.peer)]
+    assert events[-1]["same"] is False
+    again = (await bench.build(path)).ok()
+    assert (again.ran, again.info.image) == ([], built.info.image)
 
 
 async def test_source_date_epoch_is_in_config_and_history(bench: Any, context: Any) -> None:

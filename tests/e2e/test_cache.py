@@ -154,6 +154,32 @@ def test_cache_mounts_are_listed_inspected_and_cleared_by_id(daemon: Any, contex
     assert " 0\n" in text
 
 
+def test_a_cache_mount_is_known_by_its_target_and_told_from_its_variants(
+    daemon: Any, context: Context
+) -> None:
+    mounts = [f"RUN --mount=type=cache,target=/by-target{more} date > /by-target/f\n" for more in ("", ",mode=0700")]
+    daemon.ok("build", "--no-cache", context(Dockerfile=f"FROM busybox\n{''.join(mounts)}"))
+    found = json.loads(daemon.ok("cache", "inspect", "/by-target").out)
+    assert sorted(one["variant"] for one in found) == ["", "448:0:0"]
+    assert {one["id"] for one in found} == {"//by-target"}
+    several = daemon("cache", "export", "/by-target")
+    assert "there are 2 of this id" in several.text
+    assert daemon.ok("cache", "export", found[0]["hash"]).out
+    daemon.ok("cache", "clear", "/by-target")
+    assert "there is none" in daemon("cache", "inspect", "/by-target").text
+
+
+def test_a_cache_mount_that_nobody_can_read_counts_against_the_ceiling(
+    make_daemon: Any, busybox_tar: Path, context: Context
+) -> None:
+    own = make_daemon("[gc]\nceiling = 40000000\nballast = 65536\n")
+    own.ok("import", "--change", "ENV PATH=/bin", busybox_tar, "busybox")
+    fill = "RUN --mount=type=cache,target=/c,id=%s,uid=1000,mode=0700 head -c 25000000 /dev/zero > /c/%s\n"
+    steps = [fill % (name, name) for name in ("one", "two")]
+    own.ok("build", context(Dockerfile="FROM busybox\n" + "".join(steps) + "RUN true\n"))
+    assert own.ok("cache", "mounts", "-q").out.split() == ["/two"]
+
+
 def test_a_cache_mount_goes_to_another_daemon(
     daemon: Any, fresh: Any, context: Context, tmp_path: Path
 ) -> None:

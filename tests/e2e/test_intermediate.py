@@ -223,6 +223,28 @@ def test_explain_names_the_rule_that_evicted(own: Any, context: Context) -> None
     assert "by prune" in text
 
 
+def test_an_evicted_step_says_so_though_another_of_its_kind_is_there(
+    own: Any, context: Context
+) -> None:
+    path = context(Dockerfile="FROM busybox\nARG N=1\nRUN echo $N of a kind > /f\n")
+    own.ok("build", path)
+    own.ok("builder", "prune", "-a", "-f")
+    own.ok("build", "--build-arg", "N=2", path)
+    assert "its record was removed from the cache at 20" in explained(own, path)
+
+
+def test_explain_takes_an_image_and_a_steps_number_and_marks_what_failed(
+    own: Any, context: Context
+) -> None:
+    own.ok("build", "-t", "told", context(Dockerfile="FROM busybox\nRUN echo a\nRUN echo b > /b\n"))
+    bad = context(Dockerfile="FROM busybox\nRUN echo 2 of 3\nRUN exit 9\n")
+    assert own("build", bad).code == 9
+    assert "echo b > /b" in own.ok("explain", "told").out
+    (line,) = [line for line in own.ok("explain", "3").out.splitlines() if line[0] != " "]
+    assert line.startswith("FAILED [3/3] RUN exit 9")
+    assert "no step 'RUN nowhere'" in own("explain", "RUN nowhere").text
+
+
 # --- early cutoff, sharing, cancelling ----------------------------------------------------------
 
 

@@ -124,6 +124,7 @@ class Model(RuleBasedStateMachine):
         self.waiting: dict[tuple[str, int], str] = {}
         self.running: set[str] = set()
         self.stopping: set[str] = set()
+        self.unlimited: set[str] = set()
         self.count = 0
 
     def take(self, actions):
@@ -163,6 +164,8 @@ class Model(RuleBasedStateMachine):
         self.count += 1
         name = f"b{self.count}"
         self.builds[name], self.done[name] = graph, set()
+        if not limit:
+            self.unlimited.add(name)
         self.take(self.schedule.add(name, graph, limit=limit))
 
     def some(self, data, things):
@@ -218,6 +221,12 @@ class Model(RuleBasedStateMachine):
     def a_run_that_nobody_waits_for_is_being_stopped(self):
         wanted = set(self.waiting.values())
         assert self.running - wanted <= self.stopping
+
+    @invariant()
+    def no_slot_is_idle_while_somebody_could_use_it(self):
+        for (build, _), key in self.waiting.items():
+            if build in self.unlimited and key not in self.running:
+                assert len(self.running) == self.LIMIT
 
     def teardown(self):
         """Whatever is left can be brought to its end."""

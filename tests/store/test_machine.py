@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+
 from filler import Filler, quick_directory
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -13,6 +15,7 @@ from ocibuildd.store.check import checking
 from ocibuildd.store.gc import finish
 from ocibuildd.store.leases import Lease
 from ocibuildd.store.policy import Policy, prune_policies
+from ocibuildd.store.sweep import Outcome, collecting
 
 
 class StoreMachine(RuleBasedStateMachine):
@@ -33,6 +36,8 @@ class StoreMachine(RuleBasedStateMachine):
         self.chains: dict[str, tuple[int, ...]] = {}
         self.named: dict[str, tuple[Digest, tuple[int, ...]]] = {}
         self.held: dict[Lease, set[int]] = {}
+        self.collection: Generator[None, None, Outcome] | None = None
+        self.wanted: set[str] = set()
 
     def gone(self, layer: int) -> bool:
         return layer in self.store.held.gone_layers or layer not in self.texts
@@ -54,6 +59,7 @@ class StoreMachine(RuleBasedStateMachine):
         key = f"key {self.fresh()}"
         self.fill.record(key, *alive, cost=cost, used=float(self.number))
         self.chains[key] = alive
+        self.wanted.add(key)
         return key
 
     @rule(target=names, chain=st.lists(layers, max_size=4, unique=True))
@@ -86,9 +92,12 @@ class StoreMachine(RuleBasedStateMachine):
         record = self.store.records.get(key)
         if record is not None:
             assert record.chain == self.chains[key]
+            self.wanted.add(key)
 
     @rule(limit=st.integers(1, 1000), everything=st.booleans())
     def collect(self, limit: int, everything: bool) -> None:
+        if self.collection is not None:
+            return  # one at a time
         used = self.store.used
         outcome = self.store.collect([Policy("size", max_used_space=limit, all=everything)])
         assert self.store.used == used - outcome.freed
@@ -96,12 +105,31 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(everything=st.booleans())
     def prune(self, everything: bool) -> None:
+        if self.collection is not None:
+            return
         self.store.collect(prune_policies(all=everything))
         if everything:
             self.named.clear()
             held = set().union(*self.held.values()) if self.held else set()
             blobs = {self.texts[layer] for layer in held}
             assert self.store.blobs.bytes == sum(map(len, blobs))
+        self.after_collection()
+
+    @rule(limit=st.integers(1, 1000))
+    def begin_to_collect(self, limit: int) -> None:
+        """A collection that others' work goes on beside."""
+        if self.collection is None:
+            self.collection = collecting(self.store, [Policy("size", max_used_space=limit, all=True)])
+            self.wanted = set()
+            next(self.collection)
+
+    @rule(steps=st.integers(1, 12))
+    def go_on_collecting(self, steps: int) -> None:
+        for _ in range(steps):
+            if self.collection is not None and next(self.collection, self) is self:
+                self.collection = None
+        for key in self.wanted & set(self.chains):
+            assert self.store.records.get(key) is not None, "it was put or looked up meanwhile"
         self.after_collection()
 
     def after_collection(self) -> None:
@@ -114,14 +142,21 @@ class StoreMachine(RuleBasedStateMachine):
             if layer not in kept and layer in self.store.held.gone_layers:
                 del self.texts[layer]
 
-    @rule()
-    def restart(self) -> None:
+    @rule(damaged=st.booleans())
+    def restart(self, damaged: bool) -> None:
+        """In order; or with a database that has to be built again."""
+        if self.collection is not None:
+            self.collection.close()
+            self.collection = None
         for lease in self.held:
             lease.release()
         path = self.store.path
         gone = self.store.held.gone_layers
         self.store.close()
+        if damaged:
+            (path / "store.db").write_bytes(b"no database" * 1000)
         self.store = Store.open(path)
+        assert bool(self.store.recovered.damage) == damaged
         self.store.held.gone_layers |= gone
         self.fill = Filler(self.store)
         self.held = {lease: set() for lease in self.held}
@@ -149,6 +184,8 @@ class StoreMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         if hasattr(self, "store"):
+            if self.collection is not None:
+                finish(self.collection)
             report = finish(checking(self.store))
             self.store.close()
             self.directory.__exit__(None, None, None)

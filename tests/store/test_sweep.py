@@ -254,6 +254,13 @@ async def test_admission_collects_and_then_lets_in(store: Store, fill: Filler) -
     assert store.space.reserved == 0
 
 
+def test_what_nothing_held_is_told_apart(store: Store, fill: Filler) -> None:
+    fill.layer("garbage")
+    fill.record("r", fill.layer("layer"))
+    done = finish(collecting(store, EVERYTHING, dry_run=True))
+    assert (done.freed, done.garbage) == (12, 7)
+
+
 async def test_nothing_goes_for_what_fits_nowhere(store: Store, fill: Filler) -> None:
     maintenance = Maintenance(store, rmtree)
     store.space.configure(ceiling=100)
@@ -276,12 +283,14 @@ def use_mount(store: Store, name: str, size: int) -> None:
 
 
 async def test_what_a_step_left_in_a_cache_mount_counts_when_the_next_is_admitted(
-    store: Store, fill: Filler
+    store: Store, fill: Filler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(store.space, "disk", lambda: space.Disk(1000, 900))
     maintenance = Maintenance(store, rmtree, measure=sizes)
     store.space.configure(ceiling=100)
-    fill.image("i", fill.layer("x" * 50), name="app")
-    use_mount(store, "apt", 80)
+    fill.image("i", fill.layer("x" * 10), name="app")
+    use_mount(store, "apt", 95)
+    monkeypatch.setattr(store.space, "disk", lambda: space.Disk(1000, 805))
     with await maintenance.admit(10):
         assert store.cache_mounts.all() == []
     assert store.used < 100
@@ -382,6 +391,7 @@ def test_layers_that_images_share_are_counted_once(store: Store, fill: Filler) -
     by_name = {one.image.names: one for one in usage.images}
     assert by_name[("one",)].shared == 10
     assert by_name[("one",)].unique == 3 + len("1") + len("manifest of 1")
+    assert by_name[("one",)].size == by_name[("one",)].shared + by_name[("one",)].unique
     assert usage.layers_size == 13
     assert usage.total == store.used
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from ..errors import ApiError, UsageError
+from ..args import Args
+from ..errors import ApiError, ClientError, UsageError
 from ..text import ago, escape, seconds, table
 from . import arguments, client
 
@@ -29,10 +30,28 @@ def list_(argv: Sequence[str]) -> None:
       --format TEMPLATE  A Go template, "table …" or "json"
       -h, --help         Print this
     """
-    args = arguments(list_, argv, 0, 0)
+    _list(arguments(list_, argv, 0, 0))
+
+
+def history(argv: Sequence[str]) -> None:
+    """
+    Usage:  ocibuild builds ls [OPTIONS]
+
+    List builds, newest first, those that have ended among them.
+
+    Options:
+      -a, --all          As ever
+      -q, --quiet        Only ids
+      --format TEMPLATE  A Go template, "table …" or "json"
+      -h, --help         Print this
+    """
+    _list(arguments(history, argv, 0, 0), everything=True)
+
+
+def _list(args: Args, *, everything: bool = False) -> None:
     with client() as daemon:
         found = daemon.builds()
-    if not args.all:
+    if not args.all and not everything:
         found = [build for build in found if build["state"] in ("queued", "running")]
     if args.quiet:
         for build in found:
@@ -142,10 +161,11 @@ def of_build(daemon: Client, build: str) -> dict[str, Any]:
 
 def explain(argv: Sequence[str]) -> None:
     """
-    Usage:  ocibuild explain [OPTIONS] [BUILD] [STEP]
+    Usage:  ocibuild explain [OPTIONS] [BUILD|IMAGE] [STEP]
 
-    Say why each step of a build ran, or which build made what it was taken from.  BUILD is the
-    newest by default; STEP is a step's number or a part of its text.
+    Say why each step of a build ran, or which build made what it was taken from.  The newest
+    build by default; IMAGE stands for the build that made it; STEP is a step's number or a part
+    of its text.
 
     Options:
       --format FORMAT  text (default) or json
@@ -156,8 +176,15 @@ def explain(argv: Sequence[str]) -> None:
     if args.format not in ("", "text", "json"):
         raise UsageError(f"invalid format {args.format!r}: expected text or json")
     build, step = [*args.rest, "", ""][:2]
+    if not step and build.isdecimal() and len(build) <= STEP_DIGITS:
+        build, step = "", build
     with client() as daemon:
-        found = daemon.explain(build, step)
+        try:
+            found = daemon.explain(build, step)
+        except ClientError:
+            if step or not build:
+                raise
+            found = daemon.explain("", build)  # a step of the newest build
     if args.format == "json":
         import json
 
@@ -168,6 +195,8 @@ def explain(argv: Sequence[str]) -> None:
 
 
 SHOWN_REASONS = 10
+STEP_DIGITS = 3
+"""A number of so many digits alone is a step's of the newest build, not the beginning of an id."""
 
 
 def _explanation(item: dict[str, Any], *, everything: bool) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from ..args import Args
 from ..errors import ClientError
 from ..text import ago, escape, size, table
@@ -308,7 +310,7 @@ def diff(argv: Sequence[str]) -> None:
     what the last step with a layer did.
 
     Options:
-      --size             Show sizes
+      --size             Show sizes (on a terminal they always are)
       --format TEMPLATE  A Go template or "json"; fields: Kind, Path, Size
       -h, --help         Print this
     """
@@ -327,6 +329,7 @@ def diff(argv: Sequence[str]) -> None:
         return
     letters = {"added": "A", "changed": "C", "removed": "D", "deleted": "D", "modified": "C"}
     for change in changes:
-        shown = f"  {size(change['size'])}" if args.size and change["size"] else ""
+        sized = args.size or sys.stdout.isatty()
+        shown = f"  {size(change['size'])}" if sized and change["size"] else ""
         letter = letters.get(change["kind"], change["kind"][:1].upper())
         print(f"{letter} {escape(change['path'])}{shown}")

@@ -36,13 +36,19 @@ def _prune(args: Args, what: str, warning: str) -> int:
             what, all=args.all, filters=args.filter, keep_storage=keep, dry_run=args.dry_run
         )
     verb = "Would delete" if args.dry_run else "Deleted"
+    silent = 0
     for item in done["deleted"]:
+        if item["kind"] == "record" and not item.get("bytes"):
+            silent += 1
+            continue
         names = f" ({', '.join(item['names'])})" if item.get("names") else ""
         why = f": {item['why']}" if args.dry_run and item.get("why") else ""
         text = item.get("description") or ""
         line = f"{verb} {item['kind']} {item['id'][:19]}{names} {size(item.get('bytes', 0))} {text}"
         if args.dry_run or args.verbose:
             print(escape(line.rstrip() + why))
+    if args.dry_run or args.verbose:
+        _rest(verb, silent, int(str(done.get("garbage", 0))))
     if not args.dry_run and not args.verbose and done["deleted"]:
         counts: dict[str, int] = {}
         for item in done["deleted"]:
@@ -50,6 +56,14 @@ def _prune(args: Args, what: str, warning: str) -> int:
         print("Deleted: " + ", ".join(f"{n} {kind}" for kind, n in sorted(counts.items())))
     print(f"Total reclaimed space: {size(done['space'])}")
     return 0
+
+
+def _rest(verb: str, silent: int, garbage: int) -> None:
+    """What needs no line each: records whose layers others have too, and what belonged to nothing."""
+    if silent:
+        print(f"{verb} {silent} records that take no room of their own")
+    if garbage:
+        print(f"{verb} {size(garbage)} that nothing refers to any more")
 
 
 def system_prune(argv: Sequence[str]) -> int:
@@ -148,7 +162,11 @@ def gc(argv: Sequence[str]) -> None:
         for item in done["deleted"]
     ]
     if args.explain:
-        print(table(["KIND", "ID", "SIZE", "RULE", "WHY", "WHAT"], rows) if rows else "nothing goes")
+        if rows:
+            print(table(["KIND", "ID", "SIZE", "RULE", "WHY", "WHAT"], rows))
+        else:
+            print("the policies take nothing")
+        _rest("Would delete", 0, done.get("garbage", 0))
     word = "would be freed" if args.explain else "freed"
     print(f"used {size(done.get('used', 0))}, {word} {size(done['space'])}")
 
@@ -180,6 +198,8 @@ def df(argv: Sequence[str]) -> None:
         for row in found["summary"]
     ]
     print(table(["TYPE", "TOTAL", "ACTIVE", "SIZE", "RECLAIMABLE"], rows))
+    free = size(found["disk"]["free"])
+    print(f"\n{size(found['total'])} in all, what is shared counted once; {free} free on the disk")
     if args.verbose:
         _verbose(found)
 
@@ -193,13 +213,15 @@ def _verbose(found: dict[str, Any]) -> None:
         for item in found.get("images", [])
     ]
     print("\nImages:\n\n" + table(["IMAGE", "SIZE", "SHARED", "UNIQUE", "CREATED"], rows))
+    # Internal ones say where the same layers came from: nothing that takes room of its own.
+    records = [item for item in found.get("records", []) if item.get("kind") != "internal"]
     rows = [
         [
             item["id"][:12], item.get("kind", ""), size(item.get("size", 0)),
             ago(item.get("created", 0)), ago(item.get("last_used", 0)), str(item.get("uses", 0)),
             f"{item.get('cost', 0):.1f}s", item.get("description", "")[:60],
         ]
-        for item in found.get("records", [])
+        for item in records
     ]
     columns = ["CACHE ID", "TYPE", "SIZE", "CREATED", "LAST USED", "USES", "COST", "WHAT"]
     print("\nBuild cache:\n\n" + table(columns, rows))
