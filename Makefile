@@ -3,9 +3,10 @@
 # make lint      formatting, types, import contract, sizes
 # make bench     micro-benchmarks (tests/bench); compare builders with a driver of your own
 # make conform   differential runs against other builders and their data (conformance/)
+# make vm        the units and the limits under a real systemd, in an emulated machine (tests/vm; wants root, QEMU; half an hour)
 # make fuzz      coverage-guided fuzzing of the front end (needs atheris)
 
-.PHONY: demo test test-all lint bench conform fuzz clean
+.PHONY: demo test test-all lint bench conform fuzz vm clean
 
 demo:
 	@.ci/setup demo
@@ -35,6 +36,11 @@ conform:
 fuzz:
 	@.ci/setup test
 	@.ci/as-user sh -c 'pip install -q atheris && for f in tests/fuzz/*.py; do python "$$f" -max_total_time=60; done'
+
+vm:
+	@.ci/setup test
+	@test -e "$${VM:-/var/tmp/ocibuildd-vm}/disk" || tests/vm/image.sh "$${VM:-/var/tmp/ocibuildd-vm}"
+	@. .ci/places; PYTHON=$$dev_dir/venv/bin/python tests/vm/run.sh "$${VM:-/var/tmp/ocibuildd-vm}"
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache dist
