@@ -335,3 +335,22 @@ async def test_podman_pulls_what_we_pushed(rig, registry_host, flow, tar, tmp_pa
         tool(*root, "pull", "--tls-verify=false", f"{registry_host}/bb:1", cwd=tmp_path)
         shown = json.loads(tool(*root, "inspect", f"{registry_host}/bb:1", cwd=tmp_path))
     assert shown[0]["Id"] == rig.images.find(f"{registry_host}/bb:1").id.hex
+
+
+@pytest.mark.parametrize("form", [["--format=oci", "--compression-format=zstd"], ["--format=v2s2"]])
+async def test_what_podman_pushed_is_pulled(
+    rig, registry_host, rootfs, flow, legacy, tar, tmp_path, form
+):
+    layers = [rootfs, tar({"etc/second": b"2\n"})]
+    (tmp_path / "in.tar").write_bytes(legacy(layers, ["localhost/in:1"]))
+    name = f"{registry_host}/podman:1"
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as short:
+        root = ["--root", f"{short}/p", "--runroot", f"{short}/r", "--storage-driver", "vfs"]
+        tool("podman", *root, "load", "-i", tmp_path / "in.tar", cwd=tmp_path)
+        push = ["push", "--tls-verify=false", *form, "localhost/in:1", name]
+        tool("podman", *root, *push, cwd=tmp_path)
+    await rig.images.pull(name)
+    assert {"etc/motd", "etc/second"} <= await rig.tree_names(name)
+    kinds = {layer["mediaType"] for layer in rig.images.inspect(name).manifest["layers"]}
+    assert len(kinds) == 1
+    assert kinds.pop().endswith("zstd" if "zstd" in form[-1] else "gzip")
