@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 
 CHUNK = 1 << 20
 READ_LIMIT = 8 << 20
+LARGE = 256 << 10
+"""Bytes from which on deleting a file takes notably longer than renaming it."""
 
 
 def disk_error(error: OSError, what: str) -> BuildError | OSError:
@@ -52,7 +54,6 @@ def hash_file(fd: int, algorithm: str) -> tuple[str, int]:
         hasher.update(view[:count])
         offset += count
     return hasher.hexdigest(), offset
-
 
 class Writer:
     """``ports.BlobWriter``.  Also a context manager that aborts what wasn't committed.
@@ -322,9 +323,10 @@ class Blobs:
 
         self._db.after_commit(lambda: None, undo)
 
-    def trash_forgotten(self, digest: Digest) -> bool:
+    def trash_forgotten(self, digest: Digest, size: int = LARGE) -> bool:
         """Second half of a removal, after the row is gone: a rename, fast and final; the trash is emptied
-        later.  False if the blob has come in again meanwhile and stays."""
+        later.  A file of a small ``size`` is deleted at once, which takes no longer.
+        False if the blob has come in again meanwhile and stays."""
         # Texts: thousands go at once, and a Path costs more than the rename.
         target = f"{self._trash}/blob-{digest.hex[:32]}-{time.time_ns()}"
         source = f"{self._directory}/{digest.algorithm}/{digest.hex}"
@@ -333,7 +335,10 @@ class Blobs:
                 return False
             hit("blob.before-trash")
             with contextlib.suppress(FileNotFoundError):
-                os.rename(source, target)
+                if size < LARGE:
+                    os.unlink(source)
+                else:
+                    os.rename(source, target)
         return True
 
     def verify(self, digest: Digest) -> str:

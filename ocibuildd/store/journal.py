@@ -25,7 +25,7 @@ MAX_LINE = 4 << 20
 """A row is far smaller; a longer line is damage."""
 FIRST_LINE = 100
 REWRITE_SLICE = 500
-COMPACT_AT = 4 << 20
+COMPACT_AT = 1 << 20
 """A journal smaller than this is never worth rewriting."""
 GROWN = 2
 """It is rewritten once it is so many times as long as after the last time."""

@@ -108,7 +108,7 @@ def _carry_out(store: Store, decided: Plan, outcome: Outcome, now: float) -> Gen
     yield from _sliced(store, decided.layers, lambda layer: _layer(store, layer, outcome))
     trees: list[str] = []
     yield from _sliced(store, decided.trees, lambda tree: _tree(store, tree, trees))
-    blobs: list[Digest] = []
+    blobs: list[tuple[Digest, int]] = []
     yield from _sliced(store, decided.blobs, lambda blob: _blob(store, blob, blobs))
     while store.records.trim_evictions():
         yield
@@ -122,8 +122,8 @@ def _carry_out(store: Store, decided: Plan, outcome: Outcome, now: float) -> Gen
             outcome.trees.append(path)
         if not number % TRASH_SLICE:
             yield
-    for number, blob in enumerate(blobs):
-        if store.blobs.trash_forgotten(blob):
+    for number, (blob, size) in enumerate(blobs):
+        if store.blobs.trash_forgotten(blob, size):
             outcome.blobs += 1
         if not number % TRASH_SLICE:
             yield
@@ -197,20 +197,25 @@ def _tree(store: Store, tree: str, gone: list[str]) -> None:
         store.db.after_commit(lambda: gone.append(tree))
 
 
-def _blob(store: Store, blob: str, gone: list[Digest]) -> None:
+_NAMED = (
+    "SELECT EXISTS (SELECT 1 FROM layers WHERE digest = ?1) OR EXISTS (SELECT 1 FROM images WHERE id = ?1)"
+    " OR EXISTS (SELECT 1 FROM images WHERE manifest = ?1) OR EXISTS (SELECT 1 FROM names WHERE target = ?1),"
+    " EXISTS (SELECT 1 FROM indexes WHERE digest = ?1)"
+)
+"""Does a row name a blob; is it an index."""
+
+
+def _blob(store: Store, blob: str, gone: list[tuple[Digest, int]]) -> None:
     if store.held.has_blob(blob):
         return
-    if store.db.one("SELECT 1 FROM layers WHERE digest = ? LIMIT 1", (blob,)):
-        return
-    if store.db.one(
-        "SELECT 1 FROM images WHERE id = ?1 UNION ALL SELECT 1 FROM images WHERE manifest = ?1"
-        " UNION ALL SELECT 1 FROM names WHERE target = ?1 LIMIT 1", (blob,),
-    ):
+    named, index = store.db.one(_NAMED, (blob,)) or (1, 0)
+    if named:
         return
     digest = Digest(blob)
-    if store.blobs.forget(digest):
-        store.db.delete("indexes", blob)
-        store.db.after_commit(lambda: gone.append(digest))
+    if size := store.blobs.forget(digest):
+        if index:
+            store.db.delete("indexes", blob)
+        store.db.after_commit(lambda: gone.append((digest, size)))
 
 
 def empty_trash(state: Path) -> list[Path]:
