@@ -15,13 +15,15 @@ import bz2
 import lzma
 import zlib
 from collections.abc import Iterator
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-import zstandard
 from isal import igzip_lib, isal_zlib
 
 from ..errors import InvalidArgument, TooLarge
 from ..ports import Compression
+
+if TYPE_CHECKING:
+    import zstandard  # a mebibyte in each process; few layers are zstd
 
 GZIP_HEADER = b"\x1f\x8b\x08\0\0\0\0\0\0\xff"
 """RFC 1952, 2.3: no name, mtime 0, no extra flags, OS unknown: the same on every machine."""
@@ -65,6 +67,8 @@ class _Zlib:
 
 class _Zstd:
     def __init__(self, level: int):
+        import zstandard
+
         self.compressor = zstandard.ZstdCompressor(level=level)
 
     def segment(self, data: bytes) -> bytes:
@@ -136,13 +140,15 @@ def detect(head: bytes) -> str:
 
 
 _ISAL_ERROR: type[Exception] = isal_zlib.error  # type: ignore[assignment]  # stubs: an instance
-_ERRORS: tuple[type[Exception], ...] = (
-    _ISAL_ERROR,
-    OSError,
-    lzma.LZMAError,
-    EOFError,
-    zstandard.ZstdError,
-)
+
+
+def _errors(kind: str) -> tuple[type[Exception], ...]:
+    """What a decompressor raises for damaged data."""
+    if kind == "zstd":
+        import zstandard
+
+        return (zstandard.ZstdError,)
+    return (_ISAL_ERROR, OSError, lzma.LZMAError, EOFError)
 
 
 def _decoder(kind: str) -> _Decoder:
@@ -178,7 +184,7 @@ def decompress(chunks: Iterator[bytes]) -> Iterator[bytes]:
             yield from _zstd(rest())
         else:
             yield from _members(kind, rest())
-    except _ERRORS as error:
+    except _errors(kind) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         text = str(error)
@@ -227,6 +233,8 @@ def _zstd(chunks: Iterator[bytes]) -> Iterator[bytes]:
 
     The decoder has no bound on what one call gives, so it is fed by pieces: a piece of ``ZSTD_PIECE`` bytes holds
     at most a thousand blocks of 128 KiB (RFC 8878, 3.1.1.2.4)."""
+    import zstandard
+
     decompressor = zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW)
     decoder: zstandard.ZstdDecompressionObj | None = None
     first = True

@@ -286,7 +286,7 @@ def _write(copier: _Copier, emitter: Emitter) -> None:
             if node.kind != tar.REGULAR or found is None or selector is None:
                 _node(emitter, places, path, node, copier)
             elif found.status.st_nlink == 1 or not emitter.hard_link(
-                path, found.status, node.uid, node.gid, node.mode, node.group
+                path, found.status, node.uid, node.gid, node.mode, node.mtime_ns, node.group
             ):
                 emitter.file(
                     path,

@@ -172,8 +172,9 @@ def write_node(
     uid, gid = emitter.owners.of(status)
     mode = status.st_mode & 0o7777
     if stat.S_ISREG(status.st_mode):
-        if not emitter.hard_link(path, status, uid, gid, mode):
-            emitter.file(path, dir_fd, name, mode, uid, gid, status.st_mtime_ns, status, tree=True)
+        mtime_ns = status.st_mtime_ns
+        if not emitter.hard_link(path, status, uid, gid, mode, mtime_ns):
+            emitter.file(path, dir_fd, name, mode, uid, gid, mtime_ns, status, tree=True)
     elif stat.S_ISLNK(status.st_mode):
         emitter.symlink(path, os.readlink(name, dir_fd=dir_fd), uid, gid, status.st_mtime_ns)
     elif stat.S_ISFIFO(status.st_mode):

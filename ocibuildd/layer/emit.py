@@ -77,6 +77,7 @@ class Emitter:
         uid: int,
         gid: int,
         mode: int,
+        mtime_ns: int,
         group: int = 0,
     ) -> bool:
         """Write a link to an earlier entry of the same inode (and group); else remember this one and say False."""
@@ -85,7 +86,7 @@ class Emitter:
         first = self._links.setdefault((group, status.st_dev, status.st_ino), path)
         if first == path:
             return False
-        self.entry(path, tar.LINK, mode, uid, gid, status.st_mtime_ns, link=first)
+        self.entry(path, tar.LINK, mode, uid, gid, mtime_ns, link=first)
         return True
 
     def file(

@@ -7,7 +7,7 @@ import os
 import pytest
 
 from ocibuildd.errors import InvalidArgument
-from ocibuildd.layer import checksum, copy, select
+from ocibuildd.layer import checksum, copy, select, sink
 from ocibuildd.layer.fingerprints import Fingerprints
 from ocibuildd.layer.scan import Scan
 from ocibuildd.layer.sink import Reuse
@@ -68,6 +68,20 @@ def test_a_pack_from_a_scan_is_the_same_as_one_that_walks(context, changes, more
     spec = SPEC | changes
     source = scanned(context, spec, **more)
     assert packed(context, source, spec) == packed(context, walked(source), spec)
+
+
+def test_threads_scans_and_kept_segments_all_give_the_same_bytes(context, monkeypatch):
+    source = scanned(context)
+    first = Reuse()
+    results = [packed(context, source, reuse=first)]
+    (context.parent / "blob").write_bytes(results[0][1])
+    with (context.parent / "blob").open("rb") as file:
+        for threads in (1, 2, 4):
+            monkeypatch.setattr(sink, "THREADS", threads)
+            monkeypatch.setattr("os.cpu_count", lambda threads=threads: threads)
+            results += [packed(context, source), packed(context, walked(source))]
+            results.append(packed(context, source, reuse=Reuse(first.made, file.fileno())))
+    assert all(result == results[0] for result in results)
 
 
 def test_segments_are_kept_without_hashing_what_is_known(context):
