@@ -96,6 +96,8 @@ class _Copier:
             self.plan.put_file(
                 target, Node(tar.REGULAR, mode, uid, gid, self.plan.now_ns, data=data)
             )
+        if self.spec["parents"] and source.paths:  # BuildKit makes the destination before it looks for matches
+            self.plan.make(self.plan.resolve(self.dest))
         selector = Selector(source, self.spec)
         matches = []
         for match in selector.run():
@@ -145,6 +147,8 @@ class _Copier:
         plan = self.plan
         dest = plan.resolve(self.dest)
         plan.make(dest)
+        if not match.files:
+            return
         prefix = dest + b"/" if dest else b""
         for found in match.lead:
             plan.put_directory(prefix + found.rel, self._node(selector, found), overwrite=False)

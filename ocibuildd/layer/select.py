@@ -116,23 +116,32 @@ class Selector:
                 if not after.strip("/"):
                     self.missing.append(written)
                     return
-        prefix = os.fsencode(patterns.clean("/" + pivot)[1:])
-        path = patterns.clean("/" + text)[1:]
-        if patterns.has_wildcard(path):
-            try:
-                names = list(self._expand(prefix, path))
-            except patterns.BadPattern as error:
-                raise InvalidArgument(f"source {error}") from None
-            for name in names:
-                match = self._match(prefix, name, wildcard=True)
-                if match is not None:
-                    yield match
+        top, path = patterns.clean("/" + pivot)[1:], patterns.clean("/" + text)[1:]
+        if patterns.has_wildcard(top):
+            for prefix in self._named(b"", top):
+                yield from self._matches(prefix, path)
             return
-        match = self._match(prefix, os.fsencode(path.replace("\\", "") if "\\" in path else path))
-        if match is None:
+        matches = self._matches(_literal(top), path)
+        first = next(matches, None)
+        if first is not None:
+            yield first
+            yield from matches
+        elif not patterns.has_wildcard(path):
             self.missing.append(written)
-        else:
-            yield match
+
+    def _matches(self, prefix: bytes, path: str) -> Iterator[Match]:
+        """What a path, perhaps with wildcards, names below ``prefix``."""
+        wildcard = patterns.has_wildcard(path)
+        for name in self._named(prefix, path) if wildcard else [_literal(path)]:
+            match = self._match(prefix, name, wildcard=wildcard)
+            if match is not None:
+                yield match
+
+    def _named(self, prefix: bytes, path: str) -> list[bytes]:
+        try:
+            return list(self._expand(prefix, path))
+        except patterns.BadPattern as error:
+            raise InvalidArgument(f"source {error}") from None
 
     # --- one match
 
@@ -151,27 +160,23 @@ class Selector:
             if not below or not any(self._walk(real, status)):
                 self.ignored[os.fsdecode(full)] = reason
                 return None
-        if (
-            wildcard
-            and self.exclude is not None
-            and self.exclude.matches(os.fsdecode(self._relative(path)))
-        ):
-            return None
+        if wildcard and not self.parents and self._excludes(split(path)[1]):
+            return None  # patterns are relative to the directory in which the wildcard stands
         place, name = split(real)
         match = Match(split(path)[1], real, status, [], [])
         if self.parents:
             match.lead = self._lead(prefix, path)
         if stat.S_ISDIR(status.st_mode):
             plain = self.ignore is None and self.exclude is None
-            match.files = self._all(real, status) if plain else list(self._walk(real, status))
-        else:
+            lead = path if self.parents else b""
+            match.files = self._all(real, status) if plain else list(self._walk(real, status, lead))
+        elif not self.parents or not self._excludes(path):
             match.files = [Found(b"", place, name, status)]
         self._count += len(match.files)
         return match
 
-    def _relative(self, path: bytes) -> bytes:
-        """A wildcard's match relative to the directory in which the wildcard stands."""
-        return path if self.parents else split(path)[1]
+    def _excludes(self, path: bytes) -> bool:
+        return self.exclude is not None and path != b"" and self.exclude.matches(os.fsdecode(path))
 
     def _lead(self, prefix: bytes, path: bytes) -> list[Found]:
         """The directories above a match, from the pivot on."""
@@ -343,13 +348,15 @@ class Selector:
             ]
         return out
 
-    def _walk(self, top: bytes, status: os.stat_result) -> Iterator[Found]:
+    def _walk(self, top: bytes, status: os.stat_result, lead: bytes = b"") -> Iterator[Found]:
         """A directory and what is visible below it: each directory before its files, names sorted.
 
-        A directory that is hidden shows where something below it does."""
+        A directory that is hidden shows where something below it does.  lead: with --parents, its path from the pivot,
+        to which --exclude is relative."""
         place, name = split(top)
         first = Found(b"", place, name, status)
         hidden = self.ignore is not None and top != b"" and self.ignore.matches(os.fsdecode(top))
+        hidden = hidden or self._excludes(lead)
         if not hidden:
             yield first
         todo: list[tuple[bytes, bytes, tuple[Found, ...]]] = [
@@ -361,7 +368,7 @@ class Selector:
             below: list[tuple[bytes, bytes, tuple[Found, ...]]] = []
             for found in self._entries(rel, directory):
                 is_directory = stat.S_ISDIR(found.status.st_mode)
-                visible, enter = self._visible(found, is_directory)
+                visible, enter = self._visible(found, is_directory, lead)
                 if visible:
                     for parent in pending:
                         if parent.rel not in shown:
@@ -374,7 +381,7 @@ class Selector:
                     below.append((found.rel, path, () if visible else (*pending, found)))
             todo.extend(reversed(below))
 
-    def _visible(self, found: Found, is_directory: bool) -> tuple[bool, bool]:
+    def _visible(self, found: Found, is_directory: bool, lead: bytes) -> tuple[bool, bool]:
         """(is it taken, is there a reason to look below it)."""
         visible = enter = True
         if self.ignore is not None:
@@ -382,7 +389,7 @@ class Selector:
             visible = not self.ignore.matches(path)
             enter = visible or (is_directory and self.ignore.may_contain(path))
         if self.exclude is not None and enter:
-            rel = os.fsdecode(found.rel)
+            rel = os.fsdecode(lead + b"/" + found.rel if lead else found.rel)
             if self.exclude.matches(rel):
                 visible = False
                 enter = is_directory and self.exclude.may_contain(rel)
@@ -430,6 +437,11 @@ class Selector:
         finally:
             if given < 0:
                 os.close(fd)
+
+
+def _literal(path: str) -> bytes:
+    """A path without wildcards as it is on the disk."""
+    return os.fsencode(path.replace("\\", "") if "\\" in path else path)
 
 
 def stamp(matches: Iterable[Match]) -> str:

@@ -123,12 +123,31 @@ PARENTS = [
     (["**/*.txt"], ["p/", "p/a.txt", "p/b.txt", "p/dir/", "p/dir/sub/", "p/dir/sub/y.txt", "p/dir/x.txt", "p/dir2/", "p/dir2/z.txt"]),
     (["dir/./**/y.txt"], ["p/", "p/sub/", "p/sub/y.txt"]),
     (["d*/x.txt"], ["p/", "p/dir/", "p/dir/x.txt"]),
+    (["d*/./*.txt"], ["p/", "p/x.txt", "p/z.txt"]),
+    (["d*/./**/y.txt", "nope*/./a", "d*/./nope"], ["p/", "p/sub/", "p/sub/y.txt"]),
+    (["nope*"], ["p/"]),
 ]
 
 
 @pytest.mark.parametrize(("paths", "expected"), PARENTS)
 def test_parents_are_kept_from_the_pivot_on(place, paths, expected):
     assert place.tree(*TREE).names("/p/", *paths, parents=True) == expected
+
+
+PARENTS_WITHOUT = [
+    (["sub"], ["dir"], ["dir/", "dir/empty/", "dir/sub/", "dir/sub/y.txt", "dir/x.txt"]),
+    (["dir/sub"], ["dir"], ["dir/", "dir/empty/", "dir/x.txt"]),
+    (["sub"], ["dir/./sub", "dir/./x.txt"], ["x.txt"]),
+    (["dir/x.txt"], ["dir/x.txt", "a.txt"], ["a.txt"]),
+    (["**/*.txt"], ["dir"], ["dir/", "dir/empty/", "dir/sub/"]),
+    (["dir", "!dir/sub/y.txt"], ["dir"], ["dir/", "dir/sub/", "dir/sub/y.txt"]),
+]
+
+
+@pytest.mark.parametrize(("exclude", "paths", "expected"), PARENTS_WITHOUT)
+def test_with_parents_exclude_is_relative_to_the_pivot(place, exclude, paths, expected):
+    found = place.tree(*TREE).names("/p/", *paths, parents=True, exclude=exclude)
+    assert found == ["p/"] + ["p/" + name for name in expected]
 
 
 FILTERED = [
