@@ -160,13 +160,14 @@ class Selector:
             if not below or not any(self._walk(real, status)):
                 self.ignored[os.fsdecode(full)] = reason
                 return None
-        if wildcard and not self.parents and self._excludes(split(path)[1]):
-            return None  # patterns are relative to the directory in which the wildcard stands
+        directory = stat.S_ISDIR(status.st_mode)
+        if wildcard and not self.parents and not directory and self._excludes(split(path)[1]):
+            return None  # as the reference has it (hom*, without *.txt); of a directory its contents are meant
         place, name = split(real)
         match = Match(split(path)[1], real, status, [], [])
         if self.parents:
             match.lead = self._lead(prefix, path)
-        if stat.S_ISDIR(status.st_mode):
+        if directory:
             plain = self.ignore is None and self.exclude is None
             lead = path if self.parents else b""
             match.files = self._all(real, status) if plain else list(self._walk(real, status, lead))

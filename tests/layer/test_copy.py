@@ -162,6 +162,8 @@ FILTERED = [
     ([], ["sub"], ["dir"], ["empty/", "x.txt"]),
     ([], ["b*"], ["*.txt"], ["a.txt"]),
     ([], ["*", "!sub/y.txt"], ["dir"], ["sub/", "sub/y.txt"]),
+    ([], ["*"], ["dir*"], []),
+    ([], ["*.txt"], ["dir*"], ["empty/", "sub/", "sub/y.txt"]),
 ]
 
 
