@@ -68,12 +68,15 @@ def test_a_removed_image_is_gone(api: Any) -> None:
 
 
 def test_bytes_can_be_imported(api: Any) -> None:
-    imported(api.import_image_from_data(tar_of(DATA), repository="test/from-bytes"))
+    image = imported(api.import_image_from_data(tar_of(DATA), repository="test/from-bytes"))
+    assert api.inspect_image("test/from-bytes")["Id"] == image
 
 
 def test_a_file_can_be_imported(api: Any, tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_bytes(tar_of({"big": bytes(512 * 1024)}))
-    imported(api.import_image_from_file(str(tmp_path / "a.tar"), repository="test/from-file"))
+    image = imported(api.import_image_from_file(str(tmp_path / "a.tar"), repository="test/from-file"))
+    found = api.inspect_image("test/from-file")
+    assert (found["Id"], found["Size"] >= 512 * 1024) == (image, True)
 
 
 def test_a_stream_can_be_imported(api: Any) -> None:

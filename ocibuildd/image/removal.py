@@ -6,7 +6,7 @@ from ..errors import Conflict
 from ..model.reference import Reference
 from ..store import Store
 from ..store.images import Image, Name
-from .lookup import familiar, find_named
+from .lookup import digest_name, familiar, find_named
 from .values import Removed
 
 
@@ -57,9 +57,14 @@ def _by_id(store: Store, image: Image, *, force: bool, prune: bool) -> list[Remo
 
 
 def _untag(store: Store, names: list[Name]) -> list[Removed]:
+    """Docker: where a repository's last name goes, its digest reference is told as gone too."""
+    digests = [(_repository(name), digest_name(store, name)) for name in names]
     for name in names:
         store.images.untag(name.name)
-    return [Removed("untagged", familiar(name.name)) for name in names]
+    left = {_repository(name) for image in {n.image for n in names} for name in store.images.names_of(image)}
+    told = [familiar(name.name) for name in names]
+    told += [digest for repository, digest in digests if digest and repository not in left]
+    return [Removed("untagged", text) for text in dict.fromkeys(told)]
 
 
 def _children(store: Store, image: Image) -> list[Image]:

@@ -130,7 +130,7 @@ async def test_a_client_that_leaves_ends_the_process(call: Call, job: Any, serve
     answer = await call("POST", "/v1/run", data=SPEC_FRAME + frame(END), headers=HEADERS)
     await answer.content.readexactly(6)
     answer.close()
-    await asyncio.wait_for(ended.wait(), 2)
+    assert await asyncio.wait_for(ended.wait(), 2)
 
 
 async def test_what_the_sandbox_refuses_is_an_error_frame(call: Call, job: Any) -> None:

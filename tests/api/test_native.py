@@ -252,7 +252,7 @@ async def test_a_pull_ends_when_its_client_leaves(call: Call, served: Services) 
     answer = await call("POST", "/v1/images/pull", json={"reference": "x"})
     await answer.content.readline()
     answer.close()
-    await asyncio.wait_for(ended.wait(), 2)
+    assert await asyncio.wait_for(ended.wait(), 2)
 
 
 async def test_a_tar_that_breaks_in_the_middle_cuts_the_connection(call: Call, served: Services) -> None:
@@ -342,10 +342,12 @@ def test_credentials_go_to_the_registry_of_the_reference() -> None:
     b"Transfer-Encoding: chunked\r\n\r\n"),
 ]))
 def test_no_bytes_bring_the_api_down(data: bytes, prefix: bytes, tmp_path_factory: Any) -> None:
-    asyncio.run(_throw(prefix + data, tmp_path_factory.mktemp("fuzz") / "s"))
+    answer = asyncio.run(_throw(prefix + data, tmp_path_factory.mktemp("fuzz") / "s"))
+    assert answer.startswith(b"HTTP/1.1 200")
 
 
-async def _throw(data: bytes, path: Path) -> None:
+async def _throw(data: bytes, path: Path) -> bytes:
+    """What the API answers to the next client."""
     import os
 
     from ocibuildd.api.app import make_runner
@@ -361,7 +363,8 @@ async def _throw(data: bytes, path: Path) -> None:
         writer.close()
         reader, writer = await asyncio.open_unix_connection(str(path))
         writer.write(b"GET /v1/version HTTP/1.1\r\nHost: d\r\nConnection: close\r\n\r\n")
-        assert (await asyncio.wait_for(reader.read(), 2)).startswith(b"HTTP/1.1 200")
+        answer = await asyncio.wait_for(reader.read(), 2)
         writer.close()
+        return answer
     finally:
         await runner.cleanup()

@@ -58,8 +58,16 @@ def test_copies_that_the_classic_builder_refuses_are_refused(
 
 
 def test_copies_that_the_classic_builder_takes_are_taken() -> None:
-    check_copy("COPY", found(matches=2), ["a", "b"], "/c/")
-    check_copy("COPY", found(matches=0), ["."], "/c")
+    takes: list[tuple[Checksum, list[str], str]] = [
+        (found(matches=2), ["a", "b"], "/c/"), (found(matches=0), ["."], "/c"),
+    ]  # fmt: skip
+    for checksum, paths, dest in takes:
+        assert check_copy("COPY", checksum, paths, dest) is None  # type: ignore[func-returns-value]
+
+
+@pytest.mark.parametrize(("text", "kind"), [("a /x", "file"), (". /x", "dir"), ("./ /x", "dir"), ("a b /x/", "multi")])
+def test_history_tells_files_directories_and_several_apart(text: str, kind: str) -> None:
+    assert classic_text(f"COPY {text} # buildkit", None).startswith(f"/bin/sh -c #(nop) COPY {kind}:")
 
 
 def test_a_squashed_image_keeps_its_base_and_all_of_its_history() -> None:
