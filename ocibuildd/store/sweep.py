@@ -88,14 +88,14 @@ def collecting(
 
 def _carry_out(store: Store, decided: Plan, outcome: Outcome, now: float) -> Generator[None, None, None]:
     before = store.used
-    mounts: list[str] = []
+    files = _Files()
 
     def remove(item: Removal) -> None:
         if _remove(store, item, now):
             # Counted once the commit stands: a slice may be undone and tried again.
             store.db.after_commit(lambda: outcome.removals.append(item))
             if item.what == "mount":
-                store.db.after_commit(lambda: mounts.append(item.id))
+                store.db.after_commit(lambda: files.mounts.append(item.id))
             return
         store.db.after_commit(outcome.count_kept)
         # Looking it up keeps what it stands on.
@@ -104,34 +104,51 @@ def _carry_out(store: Store, decided: Plan, outcome: Outcome, now: float) -> Gen
         elif item.what != "mount":
             store.images.get(item.id)
 
-    yield from _sliced(store, decided.removals, remove)
-    yield from _sliced(store, decided.layers, lambda layer: _layer(store, layer, outcome))
-    trees: list[str] = []
-    yield from _sliced(store, decided.trees, lambda tree: _tree(store, tree, trees))
-    blobs: list[tuple[Digest, int]] = []
-    yield from _sliced(store, decided.blobs, lambda blob: _blob(store, blob, blobs))
-    while store.records.trim_evictions():
+    try:
+        yield from _sliced(store, decided.removals, remove)
+        yield from _sliced(store, decided.layers, lambda layer: _layer(store, layer, outcome))
+        yield from _sliced(store, decided.trees, lambda tree: _tree(store, tree, files.trees))
+        yield from _sliced(store, decided.blobs, lambda blob: _blob(store, blob, files.blobs))
+        while store.records.trim_evictions():
+            yield
+        # Row first, file second: the rows are gone for good before any file moves.
+        store.db.barrier()
+        hit("gc.after-barrier")
         yield
-    # Row first, file second: the rows are gone for good before any file moves.
-    store.db.barrier()
-    hit("gc.after-barrier")
-    yield
-    for number, tree in enumerate(trees):
-        path = store.trees.trash(tree)
-        if path is not None:
-            outcome.trees.append(path)
-        if not number % TRASH_SLICE:
-            yield
-    for number, (blob, size) in enumerate(blobs):
-        if store.blobs.trash_forgotten(blob, size):
-            outcome.blobs += 1
-        if not number % TRASH_SLICE:
-            yield
-    for mount in mounts:
-        path = store.cache_mounts.trash(mount)
-        if path is not None:
-            outcome.trees.append(path)
+        yield from files.going(store, outcome)
+    except GeneratorExit:
+        # Whoever waited was cancelled: what has lost its row goes all the same.
+        store.db.barrier()
+        for _ in files.going(store, outcome):
+            pass
+        raise
     outcome.freed = before - store.used
+
+
+@dataclass(slots=True)
+class _Files:
+    """Whose rows are gone and whose files are not.  blobs: with their sizes."""
+
+    trees: list[str] = field(default_factory=list)
+    blobs: list[tuple[Digest, int]] = field(default_factory=list)
+    mounts: list[str] = field(default_factory=list)
+
+    def going(self, store: Store, outcome: Outcome) -> Generator[None, None, None]:
+        """Into the trash with them, a slice at a time; begun again, it goes on where it was."""
+        number = 0
+        while self.trees or self.blobs or self.mounts:
+            path = None
+            if self.trees:
+                path = store.trees.trash(self.trees.pop())
+            elif self.blobs:
+                outcome.blobs += store.blobs.trash_forgotten(*self.blobs.pop())
+            else:
+                path = store.cache_mounts.trash(self.mounts.pop())
+            if path is not None:
+                outcome.trees.append(path)
+            number += 1
+            if not number % TRASH_SLICE:
+                yield
 
 
 def _sliced(store: Store, items: Iterable[T], each: Callable[[T], None]) -> Generator[None, None, None]:

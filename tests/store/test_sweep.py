@@ -323,6 +323,20 @@ async def test_admission_fails_clearly_when_nothing_may_go(
         await Maintenance(store, rmtree).admit(50)
 
 
+def test_a_collection_that_is_cancelled_leaves_no_file_without_a_row(
+    store: Store, fill: Filler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reached: list[bool] = []
+    monkeypatch.setattr(store.db, "barrier", lambda: reached.append(True))
+    fill.record("r", fill.layer("layer", tree=5))
+    steps = collecting(store, EVERYTHING)
+    while not reached:
+        next(steps)
+    steps.close()
+    assert os.listdir(store.path / "blobs" / "sha256") == []
+    assert os.listdir(store.path / "trees") == []
+
+
 async def test_builds_never_miss_what_they_hold_and_the_ceiling_holds(store: Store, fill: Filler) -> None:
     maintenance = Maintenance(store, rmtree)
     store.space.configure(ceiling=20_000)
