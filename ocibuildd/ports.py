@@ -24,7 +24,7 @@ file system.  Owners in trees are "container id + ``Capabilities.shift``" (1 in 
     archive      {lowers} → {}                                         fds: output    (tar/local outputs)
     compare      {lowers_a, lowers_b} → {changes: [[kind, path, size], …]}
                  with ``blame``: [[kind, path, size, [what differs, …]], …]
-    unpack       {path, limits} → {files, bytes, skipped}              fds: input     (a tar as plain files)
+    unpack       {path, limits} → {files, bytes, skipped, newest}      fds: input     (a tar as plain files)
     recompress   {output, expect_diff_id, limits} → Packed             fds: input (file), blob
     remove       {paths} → {files, bytes}
     measure      {paths} → {sizes}                             (bytes on the disk)

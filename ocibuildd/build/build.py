@@ -51,6 +51,7 @@ from .outcome import MadeImage
 from .progress import EventLog
 from .publish import Published, Publisher
 from .pushes import Pushes
+from .remote import ask_time, fetch_context
 from .remote_cache import Imported, RemoteCaches, inject
 from .squash import Squasher
 from .watch import Watch
@@ -388,16 +389,14 @@ class Build:
         return Result(identity=got.identity, directory=got.directory)
 
     async def _epoch_of(self, source: GitSource | HttpSource) -> int | None:
-        """The time of a remote source: its commit's, or Last-Modified."""
+        """The time of a remote source: its commit's, Last-Modified, or its newest entry's."""
         secrets = decode_secrets(self.request)
         if isinstance(source, GitSource):
             return (await self._checkout(source, secrets, _silent)).time
-        modified = (await self._download(source, secrets, _silent)).modified
-        return None if modified is None else int(modified)
+        file = await self._download(source, secrets, _silent)
+        return await ask_time(file, source.filename, self._site.nsd, self._scratch)
 
     async def _fetch_context(self, url: str) -> Remote:
-        from .remote import fetch_context
-
         self._scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
         secrets = decode_secrets(self.request)
         return await fetch_context(

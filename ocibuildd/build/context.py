@@ -32,7 +32,7 @@ FetchRemote = Callable[[str], Awaitable["Remote"]]
 class Remote:
     """A remote context as it came: a directory, or the text of a lone Dockerfile.
 
-    epoch: its own time (of the commit, Last-Modified), in seconds."""
+    epoch: its own time (of the commit, Last-Modified, else of an archive's newest entry), in seconds."""
 
     directory: Directory | None
     dockerfile: bytes | None = None
@@ -106,9 +106,9 @@ async def unpack(nsd: Nsd, archive: int, directory: Path) -> Directory:
     await asyncio.get_running_loop().run_in_executor(
         None, lambda: directory.mkdir(mode=0o700, parents=True)
     )
-    await nsd.call("unpack", {"path": str(directory), "limits": {}}, [archive])
+    done = await nsd.call("unpack", {"path": str(directory), "limits": {}}, [archive])
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    return Directory(fd, temporary=directory)
+    return Directory(fd, temporary=directory, newest=done["newest"])
 
 
 class ContextOpener:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -10,11 +11,14 @@ from .. import dockerfile
 from ..dockerfile.faults import Fault
 from ..errors import InvalidArgument
 from ..executor.git import checkout
-from ..executor.source import Directory, Downloads, open_file
+from ..executor.source import Directory, Downloads, HttpFile, open_file
 from ..model.digest import Digest
 from ..model.graph import GitSource, HttpSource
 from ..ports import Nsd
 from .context import MAX_DOCKERFILE, Remote, is_archive, unpack
+
+CONTEXT = "context"
+"""What a download is called while it is looked at."""
 
 
 async def fetch_context(
@@ -28,22 +32,39 @@ async def fetch_context(
         return Remote(got.directory, None, got.time)
     if not url.startswith(("http://", "https://")):
         raise InvalidArgument(f"remote context {url[:200]!r}: neither a git nor an http(s) URL")
-    file = await downloads.get(HttpSource(url, "context"), secrets, hold, scratch)
-    epoch = None if file.modified is None else int(file.modified)
+    file = await downloads.get(HttpSource(url, CONTEXT), secrets, hold, scratch)
     try:
-        with open_file(file.directory, "context") as stream:
+        with open_file(file.directory, CONTEXT) as stream:
             head = stream.read(512)
             if not is_archive(head):
-                return Remote(None, (head + stream.read(MAX_DOCKERFILE))[:MAX_DOCKERFILE], epoch)
-        archive = os.open("context", os.O_RDONLY | os.O_CLOEXEC, dir_fd=file.directory.fd)
-        try:
-            directory: Directory = await unpack(nsd, archive, scratch / "remote")
-        finally:
-            os.close(archive)
+                text = (head + stream.read(MAX_DOCKERFILE))[:MAX_DOCKERFILE]
+                return Remote(None, text, time_of(file, None))
+            os.lseek(stream.fileno(), 0, os.SEEK_SET)
+            directory = await unpack(nsd, stream.fileno(), scratch / "remote")
     finally:
         file.directory.close()
     directory.remote = True
-    return Remote(directory, None, epoch)
+    return Remote(directory, None, time_of(file, directory))
+
+
+def time_of(file: HttpFile, archive: Directory | None) -> int | None:
+    """What SOURCE_DATE_EPOCH takes from a download: Last-Modified, else the time of its newest entry."""
+    if file.modified is not None:
+        return int(file.modified)
+    return archive.newest or None if archive is not None else None
+
+
+async def ask_time(file: HttpFile, name: str, nsd: Nsd, scratch: Path) -> int | None:
+    """The same of a download that is no context: an archive is unpacked to see its times."""
+    if file.modified is not None:
+        return int(file.modified)
+    with open_file(file.directory, name) as stream:
+        if not is_archive(stream.read(512)):
+            return None
+        os.lseek(stream.fileno(), 0, os.SEEK_SET)
+        archive = await unpack(nsd, stream.fileno(), Path(tempfile.mkdtemp(prefix="time-", dir=scratch), "x"))
+    archive.close()
+    return time_of(file, archive)
 
 
 def git_source(url: str) -> GitSource | None:

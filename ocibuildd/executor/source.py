@@ -38,7 +38,8 @@ class Directory:
     """Files to copy or mount from.
 
     fd: a descriptor of the directory, this object's own.  ignore: .dockerignore patterns (local contexts).
-    remote: HTTP or git.  temporary: to be deleted with it.
+    remote: HTTP or git.  temporary: to be deleted with it.  newest: of an archive, when its newest entry was
+    modified, in seconds.
     """
 
     fd: int
@@ -46,6 +47,7 @@ class Directory:
     remote: bool = False
     temporary: Path | None = None
     path: str = ""
+    newest: int = 0
 
     def close(self) -> None:
         """Idempotent."""

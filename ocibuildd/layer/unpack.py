@@ -20,10 +20,11 @@ from .tree import Tree
 def unpack(
     source_fd: int, dir_fd: int, *, limits: Mapping[str, int] | None = None
 ) -> dict[str, int]:
-    """Unpack into the directory ``dir_fd``: {"files", "bytes", "skipped"} (devices).
+    """Unpack into the directory ``dir_fd``: {"files", "bytes", "skipped" (devices), "newest" (mtime of an entry, in
+    seconds; 0 for none)}.
 
     Raises InvalidArgument (not a tar, or a damaged one), TooLarge, OSError."""
-    files = size = skipped = 0
+    files = size = skipped = newest = 0
     with plain_umask(), LayerSource(source_fd, limits) as source:
         tree = Tree(dir_fd, None)
         try:
@@ -31,6 +32,7 @@ def unpack(
                 source, max_entries=source.max_entries, max_name=source.max_name
             ):
                 path = paths.clean(entry.name, clamp=True)
+                newest = max(newest, entry.mtime_ns)
                 if path and entry.type in (
                     tar.REGULAR,
                     tar.DIRECTORY,
@@ -51,7 +53,7 @@ def unpack(
         finally:
             tree.close()
         source.finish()
-    return {"files": files, "bytes": size, "skipped": skipped}
+    return {"files": files, "bytes": size, "skipped": skipped, "newest": newest // 10**9}
 
 
 def _file(source: LayerSource, tree: Tree, entry: tar.Entry, path: bytes) -> None:

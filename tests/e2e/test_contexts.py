@@ -72,6 +72,7 @@ class Site:
     redirects: dict[str, str] = field(default_factory=dict)
     asked: list[tuple[str, int]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
+    dated: bool = True
 
     def url(self, path: str) -> str:
         return f"http://127.0.0.1:{self.port}{path}"
@@ -95,7 +96,8 @@ def site() -> Iterator[Site]:
             if status == 302:
                 self.send_header("Location", found.redirects[path])
             self.send_header("ETag", etag)
-            self.send_header("Last-Modified", WHEN)
+            if found.dated:
+                self.send_header("Last-Modified", WHEN)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
@@ -544,3 +546,27 @@ def test_the_time_of_a_remote_context_can_be_the_epoch(daemon: Any, repository: 
     daemon.ok("build", epoch, "-t", "lang/context-epoch", f"{repository.smart}#main:dir")
     created = json.loads(daemon.ok("inspect", "lang/context-epoch").out)[0]["Created"]
     assert created.startswith("2001-09-09T01:46:40")
+
+
+def test_an_archive_without_a_date_of_its_own_is_as_old_as_its_newest_entry(
+    daemon: Any, context: Context, site: Site
+) -> None:
+    site.dated = False
+    body = io.BytesIO()
+    with tarfile.open(fileobj=body, mode="w") as archive:
+        for name, data, when in (("Dockerfile", b"FROM busybox\nCOPY f /f\n", 5), ("f", b"x", 10**9)):
+            info = tarfile.TarInfo(name)
+            info.size, info.mtime = len(data), when
+            archive.addfile(info, io.BytesIO(data))
+    site.files["/c.tar"] = body.getvalue()
+    daemon.ok("build", "--build-arg=SOURCE_DATE_EPOCH=context", "-t", "lang/archive", site.url("/c.tar"))
+    path = context(Dockerfile=f"""\
+ARG SOURCE_DATE_EPOCH=source
+FROM scratch AS source
+ADD {site.url("/c.tar")} /
+FROM busybox
+""")
+    daemon.ok("build", "-t", "lang/archive-stage", path)
+    for name in ("lang/archive", "lang/archive-stage"):
+        created = json.loads(daemon.ok("inspect", name).out)[0]["Created"]
+        assert created.startswith("2001-09-09T01:46:40")
