@@ -226,6 +226,12 @@ def test_security_options_are_refused_as_by_dockerd(docker: Any, dockerfile: Fil
     )
 
 
+def test_arguments_before_the_first_from_are_steps(docker: Any, dockerfile: Files) -> None:
+    out = docker.ok("build", dockerfile("ARG B=busybox\nFROM $B\nENV first=1\n")).out
+    assert "\nStep 1/3 : ARG B=busybox\nStep 2/3 : FROM $B\n ---> " in out
+    assert "\nStep 3/3 : ENV first=1\n" in out
+
+
 def test_an_unknown_target_is_named(docker: Any, dockerfile: Files) -> None:
     done = docker("build", "--target", "0x", dockerfile("FROM busybox\n"))
     assert done.code == 1

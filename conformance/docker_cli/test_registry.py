@@ -135,6 +135,20 @@ def test_a_build_without_credentials_says_what_was_denied(
     assert "docker login" in done.err
 
 
+def test_a_build_shows_the_pull_of_its_base(
+    docker: Any, image: str, registry: str, dockerfile: Files
+) -> None:
+    name = f"{registry}/cap/pulled:v1"
+    docker.ok("build", "-q", "-t", name, dockerfile("FROM busybox\nRUN echo pulled > /p\n"))
+    docker.ok("push", "-q", name)
+    docker.ok("rmi", "-f", name)
+    docker.ok("builder", "prune", "-af")
+    out = docker.ok("build", "--no-cache", dockerfile(f"FROM {name}\nRUN cat /p\n")).out
+    start = f"\nStep 1/2 : FROM {name}\nv1: Pulling from cap/pulled\n"
+    assert start in out
+    assert re.search(rf": Pull complete\nDigest: sha256:[0-9a-f]{{64}}\nStatus: Downloaded newer image for {name}\n", out)
+
+
 def test_a_build_from_what_is_not_there_says_so(
     docker: Any, registry: str, dockerfile: Files
 ) -> None:
