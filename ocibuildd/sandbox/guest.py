@@ -7,6 +7,7 @@ plan.  So a ready sandbox can wait in a pool.  Nothing of it is left inside: the
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -51,11 +52,19 @@ def prepare(devices: dict[str, int], *, host_network: bool, proc: str, single: b
         _put(mounts.filesystem("proc", {}, PRIVATE), f"{STAGE}/proc")
     elif proc == "bind":
         _put(_bind_path("/proc", PRIVATE | MOUNT_ATTR_RDONLY, recursive=True), f"{STAGE}/proc")
-    if host_network:  # sysfs shows a network namespace that must belong to our user namespace
-        _put(_bind_path("/sys", PRIVATE | MOUNT_ATTR_RDONLY, recursive=True), f"{STAGE}/sys")
-    else:
-        _put(mounts.filesystem("sysfs", {}, PRIVATE | MOUNT_ATTR_RDONLY), f"{STAGE}/sys")
+    _put(_sysfs(host_network=host_network), f"{STAGE}/sys")
     _mask(devices_null=f"{STAGE}/dev/null")
+
+
+def _sysfs(*, host_network: bool) -> int:
+    """A sysfs of our own; the one that is there where ours could not show our network namespace, or where that one
+    is masked (a container's: the kernel then gives no new one, mount_too_revealing())."""
+    if not host_network:
+        try:
+            return mounts.filesystem("sysfs", {}, PRIVATE | MOUNT_ATTR_RDONLY)
+        except PermissionError:
+            pass
+    return _bind_path("/sys", PRIVATE | MOUNT_ATTR_RDONLY, recursive=True)
 
 
 def _put(mount_fd: int, path: str) -> None:
@@ -188,7 +197,8 @@ def become(
     syscalls.pivot_root(".", ".")
     syscalls.umount2(".", syscalls.MNT_DETACH)
     os.chdir("/")
-    syscalls.sethostname(plan.hostname.encode())
+    with contextlib.suppress(PermissionError):  # an outer container's seccomp filter: its name stays then
+        syscalls.sethostname(plan.hostname.encode())
     os.fchdir(cwd)
     if not os.getcwdb().startswith(b"/"):  # "(unreachable)/…": CVE-2024-21626
         raise Failure(f"cwd {plan.cwd}: not inside the root file system", 126)

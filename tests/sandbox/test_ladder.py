@@ -178,6 +178,7 @@ async def main():
     box = await opened(state)
     print(box.client.capabilities.proc)
     print((await box.sh("echo $$ $(cat /proc/self/comm); echo x > /proc/self/oom_score_adj || echo refused")).output)
+    print((await box.sh("stat -f -c %t /sys; touch /sys/x || echo sys-refused")).output)
     await box.client.close()
     remove_tree(state)
 
@@ -186,13 +187,15 @@ asyncio.run(main())
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mask /proc as a container runtime does")
-def test_in_a_container_with_a_masked_proc_steps_see_that_one_read_only():
-    script = "mount --make-rprivate / && mount -t tmpfs none /proc/bus && exec \"$@\""
+def test_in_a_container_with_masked_proc_and_sys_steps_see_those_read_only():
+    masks = "mount -t tmpfs none /proc/bus && mount -t tmpfs none /sys/firmware"
+    script = f"mount --make-rprivate / && {masks} && exec \"$@\""
     command = ["unshare", "-m", "sh", "-c", script, "sh", sys.executable, "-c", MASKED]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
     assert done.stdout.split()[:3] == ["bind", "1", "cat"], done.stderr
     assert "refused" in done.stdout
+    assert {"62656572", "sys-refused"} <= set(done.stdout.split())
 
 
 AMBIENT = """
