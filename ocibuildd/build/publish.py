@@ -331,9 +331,11 @@ def _write_layout(
 ) -> None:
     """An OCI layout or a docker archive, as a tar or (``tar=false``) as a directory."""
     single = formed.index is None
+    # Who reads only a docker archive's manifest.json gets the first platform under the names.
+    first = formed.ready[:1] if single or output.type == "docker" else ()
     images = [
         Packaged(each.manifest, each.types.manifest, each.final.composed.config,
-                 each.final.composed.layers, tuple(names) if single else (),
+                 each.final.composed.layers, tuple(names) if each in first else (),
                  each.final.composed.platform, formed.annotations if single else {})
         for each in formed.ready
     ]

@@ -105,7 +105,7 @@ def summarise(store: Store, image: Image, names: Sequence[Name], shared: int = -
 def list_images(
     store: Store, *, everything: bool = False, filters: Mapping[str, Sequence[str]] | None = None
 ) -> list[Summary]:
-    """Images, newest first; with ``everything`` the intermediate ones too.
+    """Images, newest first; with ``everything`` the intermediate ones too, and the other platforms of indexes.
 
     filters, by name (see FILTERS), each with the values that were given: several labels must all hold,
     several references are alternatives.  Raises InvalidArgument, NotFound (before, since).
@@ -119,11 +119,30 @@ def list_images(
         by_image.setdefault(str(each.image), []).append(each)
     keep = _Filter(store, chosen)
     found = []
-    for image in store.images.all(None if everything else "image"):
+    images = store.images.all(None if everything else "image")
+    others = set() if everything else _other_platforms(store, images, by_image)
+    for image in images:
+        if str(image.id) in others:
+            continue
         summary = keep.names(summarise(store, image, by_image.get(str(image.id), ())))
         if keep.holds(summary):
             found.append(summary)
     return found
+
+
+def _other_platforms(
+    store: Store, images: Sequence[Image], by_image: Mapping[str, Sequence[Name]]
+) -> set[str]:
+    """Nameless images that a name stands for all the same: the other platforms of its index."""
+    found: set[str] = set()
+    for image in images:
+        for name in by_image.get(str(image.id), ()):
+            if name.target in (None, image.manifest):
+                continue
+            index = store.images.get_index(name.target) if name.target else None
+            members = index.manifests if index else ()
+            found.update(str(member) for _, _, member in members if member is not None)
+    return found - by_image.keys()
 
 
 class _Filter:

@@ -7,6 +7,7 @@ import base64
 import time
 from typing import Any
 
+from ocibuildd.image.lookup import list_images
 from ocibuildd.model.digest import Digest
 from ocibuildd.model.request import SecretSpec
 
@@ -393,6 +394,29 @@ async def test_several_platforms_make_an_index(bench: Any, context: Any, tmp_pat
     assert [m["platform"]["architecture"] for m in index["manifests"]] == ["amd64", "arm64"]
     assert str(bench.store.images.resolve("docker.io/library/multi:1").target) == built.info.digest
     assert (await bench.build(path, platforms=platforms)).ok().ran == []
+    for everything, count in ((False, 1), (True, 2)):
+        shown = list_images(bench.store, everything=everything)
+        built_ = [i for i in shown if not i.intermediate and "busybox:latest" not in i.names]
+        assert len(built_) == count
+    assert list_images(bench.store, filters={"dangling": ["true"]}) == []
+
+
+async def test_a_docker_archive_of_several_platforms_names_the_first(
+    bench: Any, context: Any, tmp_path: Any
+) -> None:
+    import json
+    import tarfile
+
+    from ocibuildd.model.request import OutputSpec
+
+    path = context("FROM scratch\nARG TARGETARCH\nCOPY f-$TARGETARCH /f\n", {"f-amd64": "a", "f-arm64": "b"})
+    outputs = (OutputSpec("docker", str(tmp_path / "d.tar"), {"name": "multi:2"}),)
+    (await bench.build(path, platforms=("linux/arm64", "linux/amd64"), outputs=outputs)).ok()
+    with tarfile.open(tmp_path / "d.tar") as tar:
+        entries = json.load(tar.extractfile("manifest.json"))  # type: ignore[arg-type]
+        config = json.load(tar.extractfile(entries[0]["Config"]))  # type: ignore[arg-type]
+    assert [entry["RepoTags"] for entry in entries] == [["multi:2"], None]
+    assert config["architecture"] == "arm64"
 
 
 async def test_outputs_are_written(bench: Any, context: Any, tmp_path: Any) -> None:
