@@ -115,9 +115,9 @@ def _history(item: Transfer) -> str:
 
 
 def _inline(inline: Inline) -> InlineFile:
-    path = inline.path
-    if "/" in path or path in (".", ".."):
-        raise Fault(f"heredoc {quote(path)}: the name of an inline file can't be a path", mark=path)
+    path = inline.path.lstrip("/")
+    if "/" in path or path in ("", ".", ".."):
+        raise Fault(f"heredoc {quote(inline.path)}: the name of an inline file can't be a path", mark=inline.path)
     return InlineFile(path, inline.data.encode("utf-8", "surrogateescape"))
 
 

@@ -143,6 +143,7 @@ def test_an_inline_file_keeps_its_line_ends(copy: OneCopy) -> None:
 def test_an_inline_file_is_no_path(copy: OneCopy) -> None:
     with pytest.raises(DockerfileError, match="can't be a path"):
         copy("COPY <<../../x /f\ny\n../../x\n")
+    assert copy("COPY <</x /d/\ny\n/x\n").sources[0].inline[0].name == "x"
 
 
 # --- ADD
