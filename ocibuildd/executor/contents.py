@@ -22,11 +22,15 @@ from ..layer.scan import Scan
 from ..layer.select import Source
 from ..ports import Checksum, CopySpec, Nsd, SourceDir
 from ..runtime import in_thread
-from .kept import KeptSegments
+from .kept import KeptSegments, forget_oldest
 from .source import Directory
 
 SMALL: Final = 3000 * RECORD
 """Bytes of fingerprints of a directory that main looks at itself.  One that isn't known yet may be any size."""
+
+
+MAX_DIRECTORIES: Final = 256
+"""Directories whose files are remembered."""
 
 
 class ScanFile:
@@ -52,19 +56,24 @@ class LocalContents:
         self._directory = directory
         self._nsd = nsd
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-        self.kept = KeptSegments()
+        self.kept = KeptSegments(directory / "segments")
 
     async def checksum(self, directory: Directory, source: SourceDir, spec: CopySpec) -> Checksum:
         """Of a selection of a directory's files.  Raises what ``layer.select.checksum`` raises."""
         if not directory.path:
-            found = await self._nsd.call("checksum", {"source": source, "copy": spec}, [directory.fd])
-            return cast("Checksum", found)
+            args = {"source": source, "copy": spec}
+            return cast("Checksum", await self._nsd.call("checksum", args, [directory.fd]))
         key = _name(directory)
         path = self._directory / key
         async with self._locks.setdefault(key, asyncio.Lock()):
-            if 0 < _size(path) <= SMALL:
+            size = _size(path)
+            if 0 < size <= SMALL:
                 return await in_thread(_local, directory, source, spec, path)
-            return await self._by_job(directory, source, spec, path)
+            found = await self._by_job(directory, source, spec, path)
+        if not size:
+            with contextlib.suppress(OSError):
+                forget_oldest(self._directory, MAX_DIRECTORIES)
+        return found
 
     async def _by_job(
         self, directory: Directory, source: SourceDir, spec: CopySpec, path: Path
@@ -91,7 +100,9 @@ class LocalContents:
 
 
 def _size(path: Path) -> int:
+    """Of a file that is used now; 0: there is none."""
     try:
+        os.utime(path)
         return path.stat().st_size
     except FileNotFoundError:
         return 0
