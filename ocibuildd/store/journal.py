@@ -27,6 +27,10 @@ FIRST_LINE = 100
 REWRITE_SLICE = 500
 COMPACT_AT = 1 << 20
 """A journal smaller than this is never worth rewriting."""
+LEAST = 64 << 10
+"""The same after a collection, whose caller waits for the space."""
+ROW = 1_000
+"""Bytes that a record or an image has here with all that goes with it."""
 GROWN = 2
 """It is rewritten once it is so many times as long as after the last time."""
 
@@ -97,6 +101,10 @@ class Journal:
     def bloated(self) -> bool:
         """Is it mostly history?"""
         return self.size > COMPACT_AT and self.size > GROWN * self._rewritten
+
+    def outlived(self, rows: int) -> bool:
+        """Is about half of it history, now that so many rows went at once?"""
+        return self.size > LEAST and rows * ROW * GROWN > self.size
 
     def close(self) -> None:
         """No more lines."""

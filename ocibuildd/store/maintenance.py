@@ -165,9 +165,9 @@ class Maintenance:
         store.uploads.trim()
         await self.shrink()
 
-    async def shrink(self) -> None:
-        """Database and journal as small as what is in them."""
-        await drive(compacting(self.store.db))
+    async def shrink(self, removed: int = 0) -> None:
+        """Database and journal as small as what is in them.  removed: rows that were just collected."""
+        await drive(compacting(self.store.db, removed))
         more = True
         while more:
             more = self.store.db.shrink()
@@ -215,7 +215,7 @@ class Maintenance:
             )
         if wait:
             await self.empty_trash()
-            await self.shrink()
+            await self.shrink(len(outcome.removals))
             self.store.space.make_ballast()
         else:
             self.poke()

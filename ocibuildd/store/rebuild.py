@@ -55,12 +55,13 @@ def live_rows(db: Database) -> Iterator[tuple[str, Sequence[Any]]]:
         after = rows[-1][0]
 
 
-def compacting(db: Database) -> Generator[None, None, None]:
-    """Rewrite a journal that is mostly history, stepwise; write one where there is none."""
+def compacting(db: Database, removed: int = 0) -> Generator[None, None, None]:
+    """Rewrite a journal that is mostly history, stepwise; write one where there is none.  removed: rows that
+    a collection has just taken."""
     if db.journal is None:
         return
     new = db.journal.size < EMPTY and any(db.one(f"SELECT 1 FROM {table} LIMIT 1") for table in KEYS)
-    if new or db.journal.bloated:
+    if new or db.journal.bloated or db.journal.outlived(removed):
         yield from db.journal.rewriting(live_rows(db))
 
 

@@ -323,6 +323,15 @@ async def test_admission_fails_clearly_when_nothing_may_go(
         await Maintenance(store, rmtree).admit(50)
 
 
+async def test_a_prune_gives_the_journals_space_back_too(store: Store, fill: Filler) -> None:
+    for number in range(100):
+        fill.record(f"r{number}", description="x" * 900)
+    before = (store.path / "journal.jsonl").stat().st_size
+    await Maintenance(store, rmtree).collect(prune_policies(all=True), wait=True)
+    assert before > 64 << 10
+    assert (store.path / "journal.jsonl").stat().st_size < before / 10
+
+
 def test_a_collection_that_is_cancelled_leaves_no_file_without_a_row(
     store: Store, fill: Filler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
