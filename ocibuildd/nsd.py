@@ -176,7 +176,8 @@ def lookup(site: Site, args: Arguments, _fds: list[int]) -> dict[str, Any]:
     from .layer import lookup as layer
 
     with site.mounted(args["lowers"]) as root:
-        return dict(layer.lookup(root, args.get("stat", []), args.get("read", []), **_options(site)))
+        asked = [args.get(what, []) for what in ("stat", "read", "heads")]
+        return dict(layer.lookup(root, *asked, **_options(site)))
 
 
 def archive(site: Site, args: Arguments, fds: list[int]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ file system.  Owners in trees are "container id + ``Capabilities.shift``" (1 in 
     diff         {tree, lowers, output: Output} → Packed               fds: blob (file, written from 0)
     pack         {sources, copy, lowers, output} → Packed              fds: blob, source directories …
     checksum     {source, paths, …} → Checksum                         fds: [source directory]
-    lookup       {lowers, stat: [...], read: [...]} → {stat: {...}, read: {...}}
+    lookup       {lowers, stat, read, heads: [...]} → {stat, read, head: {...}}
     archive      {lowers} → {}                                         fds: output    (tar/local outputs)
     compare      {lowers_a, lowers_b} → {changes: [[kind, path, size], …]}
                  with ``blame``: [[kind, path, size, [what differs, …]], …]

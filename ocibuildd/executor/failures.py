@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import re
-
 from ..errors import BuildError, StepFailed
 from ..layer.missing import not_found
 from ..model.graph import Run
 from ..ports import Checksum, RunOutcome
+from .diagnosis import named
 from .source import Directory
+
+NOT_FOUND = 127
+"""How a shell ends that doesn't find a program."""
 
 
 def missing_source(found: Checksum, directory: Directory | None) -> BuildError:
@@ -47,10 +49,12 @@ def step_failed(
     hint = hints.get(reason, "")
     if not hint and full:
         hint = "no space is left on the disk of the state directory: run `ocibuild prune`, or free some"
-    if not hint and code == 127:
+    if not hint and code == NOT_FOUND:
         hint = _not_found(op, outcome, tail)
     if not hint and code == 126:
         hint = _not_executed(outcome, tail)
+    if not hint and op.user.partition(":")[0] not in ("", "0", "root") and _refused(tail):
+        hint = f"the step runs as user {op.user}: give it the directory (chown), or put USER root before the step"
     if not hint and (code == 137 or signal == 9):
         hint = "something sent SIGKILL: the kernel for want of memory, or the step itself"
     return StepFailed(f'process "{command}" {how}', hint=hint, details=details)
@@ -70,11 +74,14 @@ def _not_executed(outcome: RunOutcome, tail: list[str]) -> str:
     return f"the command is there but can't be executed{why}"
 
 
+def _refused(tail: list[str]) -> bool:
+    return any("permission denied" in line.lower() for line in tail[-5:])
+
+
 def _not_found(op: Run, outcome: RunOutcome, tail: list[str]) -> str:
     if outcome["message"]:
         return outcome["message"]
-    for line in reversed(tail):
-        match = re.search(r"([^\s:]+): (?:command )?not found", line)
-        if match:
-            return f"{match.group(1)} is not in the image (or not in PATH)"
+    name = named(tail)
+    if name:
+        return f"{name} is not in the image (or not in PATH)"
     return f"{op.args[0]} or an interpreter that it names is not in the image"

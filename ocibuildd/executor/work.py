@@ -48,7 +48,8 @@ from ocibuildd.store.failpoints import hit
 from .contents import ScanFile
 from .context_trees import ContextTrees
 from .copy import copy_spec, directory_of, inline_dir, selections, source_dir
-from .failures import missing_source, step_failed
+from .diagnosis import why_not_found
+from .failures import NOT_FOUND, missing_source, step_failed
 from .image import ImagePuller, ResolvedImage
 from .kept import KeptSegments, signature
 from .output import STEP_LOG_LIMIT, Pipe, StepLog
@@ -322,6 +323,8 @@ class StepExecutor:
                     if not any(lower in self._trees for lower in mount.get("lowers", ()))
                 ]
                 error = step_failed(op, outcome, tail, vertex, full=store.space.is_full)
+                if outcome["exit_code"] == NOT_FOUND and not outcome["message"]:
+                    error.hint = await why_not_found(self._nsd, [*lowers, tree], op, tail) or error.hint
                 failed = FailedRun(vertex, {**spec, "mounts": lasting}, inputs[0].chain, tree)
                 keep = materials.on_failed(failed)
                 raise error

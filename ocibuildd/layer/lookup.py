@@ -13,6 +13,8 @@ from .paths import Root
 
 MAX_READ: Final = 8 << 20
 """Bytes of one file."""
+MAX_HEAD: Final = 4096
+"""Bytes of a file of which only the beginning is wanted."""
 MAX_QUESTIONS: Final = 10_000
 
 _TYPES = {
@@ -30,22 +32,25 @@ def lookup(
     root: int | None,
     stats: Sequence[str] = (),
     reads: Sequence[str] = (),
+    heads: Sequence[str] = (),
     *,
     shift: int = 0,
     squash: bool = False,
 ) -> dict[str, Any]:
-    """{"stat": {path: {type, mode, uid, gid, size, path, link} or None}, "read": {path: base64 or None}}.
+    """{"stat": {path: {type, mode, uid, gid, size, path, link} or None}, "read": {path: base64 or None},
+    "head": the same of their first bytes}.
 
     Symlinks are followed within the root; ``path`` in an answer is where they led.  A file of more than ``MAX_READ``
     bytes is cut there; anything but a regular file reads as None."""
     view = Root(root)
     owners = Owners(shift, squash)
-    answer: dict[str, Any] = {"stat": {}, "read": {}}
+    answer: dict[str, Any] = {"stat": {}, "read": {}, "head": {}}
     for path in stats[:MAX_QUESTIONS]:
         answer["stat"][path] = _stat(view, owners, path)
-    for path in reads[:MAX_QUESTIONS]:
-        data = view.read(os.fsencode(path), MAX_READ)
-        answer["read"][path] = None if data is None else base64.b64encode(data).decode()
+    for what, paths, limit in (("read", reads, MAX_READ), ("head", heads, MAX_HEAD)):
+        for path in paths[:MAX_QUESTIONS]:
+            data = view.read(os.fsencode(path), limit)
+            answer[what][path] = None if data is None else base64.b64encode(data).decode()
     return answer
 
 

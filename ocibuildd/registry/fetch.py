@@ -86,7 +86,7 @@ class Fetcher:
             if total and size != total:
                 raise RegistryError(f"GET {redact(final)}: {size:,} bytes, expected {total:,}")
         except (aiohttp.ClientError, TimeoutError) as error:
-            raise _broken(final, error) from None
+            raise _unreachable(final, error) from None
         finally:
             response.close()
         got = response.headers
@@ -121,7 +121,7 @@ class Fetcher:
                     URL(url, encoded=True), headers=sent, allow_redirects=False, proxy=_proxy(url)
                 )
             except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
-                raise _broken(url, error) from None
+                raise _unreachable(url, error) from None
             location = response.headers.get("Location", "")
             if response.status not in REDIRECTS or not location:
                 return response, url
@@ -168,3 +168,12 @@ def _refused(url: str, status: int) -> BuildError:
     if status == 403:
         return Denied(message)
     return RegistryError(message, details={"status": status})
+
+
+def _unreachable(url: str, error: BaseException) -> BuildError:
+    """As for registries, in the words of a download."""
+    made = _broken(url, error)
+    made.message = f"GET {redact(url)}: {made.message.partition(': ')[2]}"
+    if "registry" in made.hint:
+        made.hint = ""
+    return made

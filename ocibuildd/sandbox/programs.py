@@ -32,6 +32,9 @@ def missing(path: bytes) -> str:
     except OSError:
         return f"exec {shown}: no such file or directory"
     if head.startswith(b"#!"):
-        interpreter = os.fsdecode((head[2:].split(b"\n")[0].split() or [b""])[0])
+        line = head[2:].split(b"\n")[0]
+        interpreter = os.fsdecode((line.split() or [b""])[0])
+        if line.endswith(b"\r"):
+            return f"exec {shown}: its lines end in CRLF, so that its interpreter reads as {interpreter + chr(13)!r}"
         return f"exec {shown}: its interpreter {interpreter} does not exist in the image"
     return f"exec {shown}: no such file or directory (its dynamic loader is missing in the image)"

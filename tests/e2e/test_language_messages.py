@@ -172,7 +172,10 @@ def test_an_error_names(daemon: Any, context: Context, dockerfile: str, words: l
     [
         ('RUN ["/usr/bin/python9"]', 127, ["/usr/bin/python9"]),
         ("RUN pyhton9 x", 127, ["pyhton9", "not in the image"]),
-        ("RUN printf '#!/opt/perl\\nx' > /s && chmod 755 /s && /s", 127, ["/opt/perl"]),
+        ("RUN printf '#!/opt/perl\\nx' > /s && chmod 755 /s && /s", 127, ["/s is there, but its interpreter /opt/perl is not in the image"]),
+        ("RUN printf '#!/bin/sh\\r\\nx' > /s && chmod 755 /s && /s", 127, ["CRLF", "save it with LF"]),
+        ("RUN cd / && ./script", 127, ["its interpreter /opt/ruby is not in the image"]),
+        ("USER 1000\nRUN mkdir /data", 1, ["runs as user 1000", "chown"]),
         ('RUN ["/script"]', 127, ["/opt/ruby"]),
         ('RUN ["/etc/passwd"]', 126, ["execut"]),
         ("RUN sh -c 'kill -9 $$'; exit $?", 137, ["SIGKILL"]),
