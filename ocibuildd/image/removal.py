@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..errors import Conflict
+from ..model.digest import Digest
 from ..model.reference import Reference
 from ..store import Store
 from ..store.images import Image, Name
@@ -35,9 +36,27 @@ def _by_name(store: Store, image: Image, name: Name, *, prune: bool) -> list[Rem
         if len(tags) == 1:
             gone += [n for n in names if _repository(n) == repository and "@" in n.name]
     removed = _untag(store, gone)
-    if len(names) > len(gone):
-        return removed
-    return removed + _delete(store, image, prune=prune, quiet=True)
+    siblings = [] if len(names) > len(gone) else [image.id]
+    siblings += [each for each in _only_in(store, name.target) if each != image.id]
+    for each in siblings:
+        found = store.images.get(each)
+        removed += _delete(store, found, prune=prune, quiet=True) if found is not None else []
+    return removed
+
+
+def _only_in(store: Store, target: Digest | None) -> list[Digest]:
+    """The nameless images of an index that no name stands for any more: they go with its last name."""
+    index = store.images.get_index(target) if target is not None else None
+    if index is None:
+        return []
+    held: set[Digest] = set()
+    for name in store.images.names():
+        held.add(name.image)
+        other = store.images.get_index(name.target) if name.target is not None else None
+        held.update(
+            image for _, _, image in (other.manifests if other else ()) if image is not None
+        )
+    return [image for _, _, image in index.manifests if image is not None and image not in held]
 
 
 def _by_id(store: Store, image: Image, *, force: bool, prune: bool) -> list[Removed]:
@@ -61,7 +80,11 @@ def _untag(store: Store, names: list[Name]) -> list[Removed]:
     digests = [(_repository(name), digest_name(store, name)) for name in names]
     for name in names:
         store.images.untag(name.name)
-    left = {_repository(name) for image in {n.image for n in names} for name in store.images.names_of(image)}
+    left = {
+        _repository(name)
+        for image in {n.image for n in names}
+        for name in store.images.names_of(image)
+    }
     told = [familiar(name.name) for name in names]
     told += [digest for repository, digest in digests if digest and repository not in left]
     return [Removed("untagged", text) for text in dict.fromkeys(told)]

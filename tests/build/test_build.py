@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 from ocibuildd.image.lookup import list_images
+from ocibuildd.image.removal import remove
 from ocibuildd.model.digest import Digest
 from ocibuildd.model.request import SecretSpec
 
@@ -398,6 +399,12 @@ async def test_several_platforms_make_an_index(bench: Any, context: Any, tmp_pat
         shown = list_images(bench.store, everything=everything)
         built_ = [i for i in shown if not i.intermediate and "busybox:latest" not in i.names]
         assert len(built_) == count
+    bench.store.images.tag("docker.io/library/other:1", Digest(built.info.image), Digest(built.info.digest))
+    assert [each.action for each in remove(bench.store, "multi:1")] == ["untagged"]
+    actions = [each.action for each in remove(bench.store, "other:1")]
+    assert actions[0] == "untagged"
+    assert actions.count("deleted") >= 2
+    assert [i.names for i in list_images(bench.store)] == [("busybox:latest",)]
     assert list_images(bench.store, filters={"dangling": ["true"]}) == []
 
 
