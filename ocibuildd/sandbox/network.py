@@ -50,7 +50,7 @@ from .network_worker import work
 Kind = Literal["default", "none", "host"]
 Mode = Literal["pasta", "slirp4netns", "none"]
 
-START_TIMEOUT = 21.0
+START_TIMEOUT = 46.0
 """Seconds that the worker has to say that N0 is up (0.3 on a usual host), or that it can't be."""
 LEASE_TIMEOUT = 10.0
 """Seconds that a lease waits when the pool is empty."""

@@ -27,7 +27,7 @@ from .network_rtnl import Address, Rtnl
 from .network_rules import FORWARDER, SANDBOX, UPLINK
 from .network_uplink import MTU, NETNS_FILE, Settings, fork
 
-UPLINK_TIMEOUT = 20.0
+UPLINK_TIMEOUT = 45.0
 """Seconds that the uplink has to come up: enough for an emulated host."""
 FIRST_INDEX = 16
 """Interface indices of N0's ends: slot + this."""

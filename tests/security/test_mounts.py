@@ -82,6 +82,15 @@ def test_a15_a_source_that_links_to_the_root_is_the_root_of_its_stage(box, canar
     assert "stage-marker" in result.out
 
 
+@pytest.mark.parametrize("link", ["{canary}", "../../../../../../..{canary}", "/proc/self/root{canary}"])
+@pytest.mark.parametrize("source", ["/x", "/x/."])
+def test_a15_a_source_that_links_to_a_directory_of_the_host_is_not_there(box, canary, source, link):
+    stage = box.variant({"x": "->" + link.format(canary=canary)})
+    mount = {"kind": "chain", "lowers": stage, "source": source, "target": "/mnt", "readonly": True}
+    with pytest.raises(BuildError, match=r"No such file|Too many levels"):
+        box.run("cat /mnt/file", mounts=[mount])
+
+
 @pytest.mark.parametrize("cache_id", ["../../..", "/etc", "a/../../b", "x\0y", "a" * 10_000, "", ".", "é"])
 @pytest.mark.parametrize("sharing", ["shared", "private", "locked"])
 def test_a16_the_id_of_a_cache_is_no_path(tmp_path, cache_id, sharing):
