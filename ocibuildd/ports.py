@@ -130,12 +130,11 @@ class CopySpec(TypedDict):
 
 class Checksum(TypedDict):
     """Content of a selection of files.  digest: over [path, type, mode, uid, gid, link, xattrs, content].
-
     files: {path: short digest} for explaining a miss; at most MAX_EXPLAINED entries.
     missing: literal paths that matched nothing; ignored: {path: the pattern that hides it};
     matches: things that the paths name (a directory is one).
     scan: the selection itself, for ``SourceDir.scan`` (it has ``memfd``), of a local context.
-    near: {missing path: names like it}.  ``layer.missing.not_found`` makes the error."""
+    near, links: {missing path: names like it | the dead symlink on its way}, for ``layer.missing.not_found``."""
 
     digest: str
     files: dict[str, str]
@@ -145,7 +144,6 @@ class Checksum(TypedDict):
     ignored: dict[str, str]
     near: NotRequired[dict[str, list[str]]]
     links: NotRequired[dict[str, str]]
-    """{missing path: the symlink on its way that leads nowhere, in words}."""
     stamp: NotRequired[str]
     matches: NotRequired[int]
     scan: NotRequired[Any]
