@@ -10,6 +10,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -33,6 +34,8 @@ RUN echo $N > /last
 """
 VARIANTS = 3
 START = 30.0
+LARGE = 400_000
+"""Bytes of a file that stays as large in a layer: such blobs go through the trash."""
 GONE = 3.0
 REST = 6.0
 """Seconds after which maintenance has had its turn (``store.maintenance.SYNC_DELAY``, and work)."""
@@ -68,7 +71,9 @@ class Victim:
         self.children: set[int] = set()
         (context / "files").mkdir(parents=True)
         (context / "files" / "one").write_text("one\n" * 1000)
-        os.utime(context / "files" / "one", (1, 1))
+        (context / "files" / "large").write_bytes(random.Random(1).randbytes(LARGE))
+        for name in ("one", "large"):
+            os.utime(context / "files" / name, (1, 1))
         (context / "Dockerfile").write_text(DOCKERFILE)
 
     # --- start and end ------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import msgspec
 
-from ..errors import Denied, InvalidArgument
+from ..errors import Corrupt, Denied, InvalidArgument
 from ..executor.image import name_of
 from ..export.image import EMPTY_GZIP, EMPTY_LAYER
 from ..export.layout import (
@@ -237,7 +237,9 @@ class Publisher:
     ) -> None:
         composed = ready.final.composed
         known = self._store.images.get(composed.id)
-        if known is not None and known.kind == "image" and known.manifest == ready.digest:
+        if known is not None and known.kind == "image" and known.manifest == ready.digest and all(
+            map(self._store.blobs.has, (composed.id, ready.digest))  # else they were damaged
+        ):
             return
         own = [made.composed.id for made in ready.images if made.stage == ready.final.stage]
         parent = next((image for image in reversed(own) if image != composed.id), None)
@@ -284,7 +286,11 @@ class Publisher:
             digests = {layer.digest for layer in layers if layer.data is None}
             names = parse_references(output.attrs.get("name", "")) or order.names
             with PinnedBlobs(self._store.blobs, digests) as blobs:
-                await in_thread(_write_layout, formed, output, names, path, blobs)
+                try:
+                    await in_thread(_write_layout, formed, output, names, path, blobs)
+                except Corrupt as error:
+                    self._store.blobs.suspect(error)
+                    raise
         else:
             await self._write_files(order, output, path)
         order.outputs.append({"type": output.type, "dest": output.dest})

@@ -40,6 +40,7 @@ from ..store.blobs import disk_error, hash_file
 from ..store.failpoints import hit
 from ..store.images import Image, StoredIndex
 from .feed import Feed
+from .heal import made_whole
 from .platforms import choose, matches, platform_of
 from .unpack import Unpacked, Unpacker, first_cause
 
@@ -112,7 +113,7 @@ class ImagePuller:
             return replace(image, reference=None, source=source)
         reference, local = self._local(name, platform)
         if local is not None and (pull in (False, "missing") or reference is None):
-            return local
+            return await made_whole(self, local, platform, auth)
         assert reference is not None
         try:
             return await self._remote(reference, platform, auth, local)

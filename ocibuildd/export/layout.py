@@ -7,6 +7,7 @@ image-spec v1.2 (manifest.json, repositories), as ``docker save`` writes and ``d
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import tarfile
@@ -219,15 +220,21 @@ def _content(member: Member, blobs: BlobStore) -> Iterator[bytes]:
     if member.digest is None:
         return
     fd = blobs.open(member.digest)
+    hasher = hashlib.new(member.digest.algorithm, usedforsecurity=False)
     try:
         left = member.size
         while left and (data := os.read(fd, min(CHUNK, left))):
             left -= len(data)
+            hasher.update(data)
             yield data
     finally:
         os.close(fd)
-    if left:
-        raise Corrupt(f"blob {member.digest}: {left:,} of {member.size:,} bytes are missing")
+    if left or hasher.hexdigest() != member.digest.hex:
+        raise Corrupt(
+            f"blob {member.digest}: damaged on the disk",
+            hint="what it was part of is no cache hit any more: build or pull the image again",
+            details={"blob": str(member.digest)},
+        )
 
 
 def write_tar(members: Sequence[Member], blobs: BlobStore, fd: int, mtime: int = 0) -> None:

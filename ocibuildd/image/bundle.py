@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from ..errors import InvalidArgument, NotFound, RegistryError
+from ..errors import Corrupt, InvalidArgument, NotFound, RegistryError
 from ..executor.image import ImagePuller, ResolvedImage, name_of, seconds
 from ..executor.unpack import first_cause
 from ..export.image import OCI, LayerBlob, compression_of, from_config, manifest_bytes
@@ -61,9 +61,13 @@ class Saver:
                 lease.add(layers=image.chain, blobs=(image.id,))
             images = [self._package(image, refs) for image, refs in packaged.values()]
             members = docker_archive(images) if form == "docker" else oci_layout(images)
-            for chunk in tar_chunks(members, self._store.blobs):
-                yield chunk
-                await asyncio.sleep(0)
+            try:
+                for chunk in tar_chunks(members, self._store.blobs):
+                    yield chunk
+                    await asyncio.sleep(0)
+            except Corrupt as error:
+                self._store.blobs.suspect(error)
+                raise
 
     def _collect(
         self, names: Sequence[str], platform: Platform | None

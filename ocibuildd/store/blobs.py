@@ -14,6 +14,7 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Self
 
@@ -54,6 +55,7 @@ def hash_file(fd: int, algorithm: str) -> tuple[str, int]:
         hasher.update(view[:count])
         offset += count
     return hasher.hexdigest(), offset
+
 
 class Writer:
     """``ports.BlobWriter``.  Also a context manager that aborts what wasn't committed.
@@ -167,6 +169,8 @@ class Blobs:
         self.writers: set[Writer] = set()
         self._placing = threading.Lock()
         """Held while a file gets its name or loses it: writers seal in threads."""
+        self.on_lost: Callable[[Digest, str], object] = lambda _digest, _why: None
+        """Told of each blob that should be there and isn't any more."""
         row = db.one("SELECT coalesce(sum(size), 0) FROM blobs")
         self.bytes: int = row[0] if row else 0
 
@@ -195,6 +199,7 @@ class Blobs:
             fd = os.open(self.file(digest), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         except FileNotFoundError:
             self.forget(digest)
+            self.on_lost(digest, "its file is gone")
             raise NotFound(f"blob {digest}: its file is gone") from None
         found = os.fstat(fd).st_size
         if found != size:
@@ -366,6 +371,13 @@ class Blobs:
             if not self.wanted(digest):  # else another writer has put a whole one in its place already
                 with contextlib.suppress(OSError):
                     os.rename(self.file(digest), target)
+        self.on_lost(digest, why)
+
+    def suspect(self, error: BuildError) -> None:
+        """A reader found a blob damaged and named it (``details["blob"]``): look, and put it aside."""
+        named = error.details.get("blob")
+        if isinstance(named, str) and (problem := self.verify(Digest(named))):
+            self.quarantine(Digest(named), problem)
 
     def all_digests(self, after: str = "", count: int = 1_000) -> list[tuple[Digest, int]]:
         """(digest, size) in order of digest, a page at a time."""

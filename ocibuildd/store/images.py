@@ -137,9 +137,9 @@ class Images:
         return None if row is None else self._note(_image(row))
 
     def known(self, images: Sequence[Digest]) -> set[str]:
-        """Which of these are here: one select."""
+        """Which of these are here, with their configs: one select."""
         rows = self._db.all(
-            "SELECT id FROM images WHERE id IN (SELECT value FROM json_each(?))",
+            "SELECT id FROM images JOIN blobs ON digest = id WHERE id IN (SELECT value FROM json_each(?))",
             (json.dumps(images),),
         )
         self._held.note(blobs=[row[0] for row in rows])

@@ -128,6 +128,15 @@ class Layers:
         )
         return self._seen(row)
 
+    def lacking_blobs(self, chain: Sequence[LayerId]) -> list[Layer]:
+        """Layers of a chain whose blob isn't here; one select."""
+        rows = self._db.all(
+            f"SELECT {_COLUMNS} FROM layers WHERE id IN (SELECT value FROM json_each(?))"
+            " AND digest NOT IN (SELECT digest FROM blobs)",
+            (f"[{pack_chain(chain)}]",),
+        )
+        return [_layer(row) for row in rows]
+
     def by_diff_id(self, diff_id: Digest) -> list[Layer]:
         """All layers with this diff id, whatever they stand on."""
         rows = self._db.all(f"SELECT {_COLUMNS} FROM layers WHERE diff_id = ? ORDER BY id", (diff_id,))

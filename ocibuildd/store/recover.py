@@ -217,6 +217,7 @@ def _sweep_blobs(store: Store, report: Report) -> None:
         for digest, _ in page:
             if digest not in files:
                 store.blobs.forget(digest)
+                store.blobs.on_lost(digest, "is missing after a crash")
                 report.missing_blobs.append(digest)
 
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
+from ..model.digest import Digest
 from . import recover
 from .blobs import Blobs
 from .builds import Builds
@@ -71,6 +72,7 @@ class Store:
         self.cache_mounts = CacheMounts(path, db)
         self.sources = Sources(db)
         self.uploads = Uploads(db)
+        self.blobs.on_lost = self._lost
         self.space = Space(path, lambda: self.used)
         self.admit: Callable[[int], Awaitable[Reservation]] = self._admit
         """Room for so many bytes before they are written (``Space.reserve``); where the store is maintained,
@@ -101,6 +103,13 @@ class Store:
             lock.release()
             raise
         return store
+
+    def _lost(self, digest: Digest, why: str) -> None:
+        """What stands on a layer whose blob is lost is no cache hit any more: it is made again."""
+        with self.transaction():
+            for layer in self.layers.by_digest(digest):
+                for key in self.records.using(layer.id):
+                    self.records.remove(key, rule="damage", why=f"a layer of it is lost: blob {digest.short} {why}")
 
     async def _admit(self, size: int = 0) -> Reservation:
         return self.space.reserve(size)

@@ -7,6 +7,7 @@ import time
 import pytest
 from filler import Filler
 
+from ocibuildd.errors import Corrupt
 from ocibuildd.model.digest import Digest
 from ocibuildd.store import Store, records
 
@@ -103,6 +104,29 @@ def test_records_of_a_layer_are_found(store: Store, fill: Filler) -> None:
     fill.record("eleven", layers[0], layers[10])
     assert store.records.using(layers[10]) == ["eleven"]
     assert store.records.using(layers[0]) == ["one", "eleven"]
+
+
+def test_what_stands_on_a_lost_blob_is_no_hit_any_more_and_that_is_known(
+    store: Store, fill: Filler
+) -> None:
+    base, damaged = fill.layer("base"), fill.layer("damaged")
+    fill.record("below", base)
+    fill.record("on it", base, damaged)
+    store.blobs.quarantine(Digest.of(b"damaged"), "digest differs")
+    assert store.records.get("below") is not None
+    assert store.records.get("on it") is None
+    gone = store.records.evicted(key="on it")
+    assert gone is not None
+    assert (gone.rule, "digest differs" in gone.why) == ("damage", True)
+
+
+def test_a_blob_that_a_reader_suspects_is_looked_at_first(store: Store) -> None:
+    whole = store.blobs.put(b"whole")
+    store.blobs.suspect(Corrupt("x", details={"blob": str(whole)}))
+    assert store.blobs.has(whole)
+    store.blobs.file(whole).write_bytes(b"WHOLE")
+    store.blobs.suspect(Corrupt("x", details={"blob": str(whole)}))
+    assert not store.blobs.has(whole)
 
 
 def test_an_exception_undoes_the_whole_batch(store: Store, fill: Filler) -> None:

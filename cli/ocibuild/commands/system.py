@@ -150,12 +150,15 @@ def check(argv: Sequence[str]) -> int:
 
     Options:
       --quick          Rows and sizes only, no digests
+      --repair         Mend it: what is damaged is put aside, and built or pulled again when wanted
       --format FORMAT  text (default) or json
       -h, --help       Print this
     """
     args = arguments(check, argv, 0, 0)
     with client() as daemon:
-        found = daemon.call("POST", "/v1/system/check", {"quick": bool(args.quick)})
+        found = daemon.call(
+            "POST", "/v1/system/check", {"quick": bool(args.quick), "repair": bool(args.repair)}
+        )
     if args.format == "json":
         import json
 
@@ -166,7 +169,9 @@ def check(argv: Sequence[str]) -> int:
         print(f"{found.get('blobs', 0)} blobs, {size(found.get('bytes', 0))}: " + (
             "all is well" if not found["problems"] else f"{len(found['problems'])} problems"
         ))
-    return 1 if found["problems"] else 0
+        if found["problems"]:
+            print(f"{found['repaired']} repaired" if args.repair else "hint: ocibuild system check --repair")
+    return 1 if len(found["problems"]) > found.get("repaired", 0) else 0
 
 
 def start(argv: Sequence[str]) -> None:
