@@ -72,4 +72,7 @@ def main(image: str, directory: str = "/var/tmp", rounds: str = "3") -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    if len(sys.argv) > 1:
+        main(*sys.argv[1:])
+    else:
+        print("no image to pull was named: nothing measured")

@@ -75,8 +75,11 @@ class Daemon:
         return total / TICK
 
     def end(self) -> None:
+        """Stop it and remove its state, much of which is owned by subordinate ids."""
         self.process.terminate()
         self.process.wait()
+        command = ["unshare", "--map-root-user", "--map-auto", "rm", "-rf", str(self.state)]
+        subprocess.run(command, check=False)
 
 
 def fill(state: Path, records: int, images: int) -> None:
