@@ -136,6 +136,12 @@ def pack(site: Site, args: Arguments, fds: list[int]) -> dict[str, Any]:
     return packed
 
 
+def _of_root() -> bool:
+    """Whether the user that stands behind id 0 here is the superuser, who may read everything."""
+    with open("/proc/self/uid_map") as file:
+        return file.readline().split()[1:2] == ["0"]
+
+
 def checksum(site: Site, args: Arguments, fds: list[int]) -> dict[str, Any]:
     """The content of a selection of files.
 
@@ -149,7 +155,8 @@ def checksum(site: Site, args: Arguments, fds: list[int]) -> dict[str, Any]:
         local = args.get("local")
         if local is None:
             return dict(layer.checksum(sources[0], args["copy"], **_options(site)))
-        syscalls.capset((), ())  # what the user may not read himself isn't read for him
+        if not _of_root():
+            syscalls.capset((), ())  # what the user may not read himself isn't read for him
         prints = Fingerprints.load(fds[local["known"]]) if "known" in local else Fingerprints()
         scan = Scan()
         found = layer.checksum(sources[0], args["copy"], fingerprints=prints, scan=scan, **_options(site))
