@@ -237,7 +237,7 @@ class Build:
             offer=None if self.request.squash else pushes.offer,
         )
         watch.announce(context.filename, (*lowered.warnings, *limit_warnings(plan, self.request, self._site)))
-        check_entitlements(plan, self.request, self._site.settings)
+        check_entitlements(plan, self.request, self._site.settings, context)
         agents = await self._agents()
         executor = self._executor(lowered, context, front, agents)
         uses = Lease(self._site.store.held, f"steps of build {self.id}")

@@ -97,7 +97,9 @@ def limit_warnings(plan: Plan, request: BuildRequest, site: Site) -> list[str]:
     return unenforced(step_limits(request, site.settings), site.nsd.capabilities.controllers)
 
 
-def check_entitlements(plan: Plan, request: BuildRequest, settings: Settings) -> None:
+def check_entitlements(
+    plan: Plan, request: BuildRequest, settings: Settings, context: OpenContext
+) -> None:
     """network=host and security=insecure want the client's leave and the daemon's.  Raises Denied, and
     Unsupported for devices, of which we have none to give."""
     granted = set(request.allow) | ({"network.host"} if request.network == "host" else set())
@@ -109,15 +111,16 @@ def check_entitlements(plan: Plan, request: BuildRequest, settings: Settings) ->
             wanted.append("network.host")
         if vertex.op.security == "insecure":
             wanted.append("security.insecure")
+        where = located(vertex, context) if vertex.location is not None else {}
         if vertex.op.devices:
-            raise Unsupported(f"{vertex.name}: --device: this builder gives no devices to steps")
+            raise Unsupported(f"{vertex.name}: --device: this builder gives no devices to steps", details=where)
         for name in wanted:
             if name not in granted:
                 raise Denied(f"{vertex.name}: {name} is not allowed",
-                             hint=f"give the build --allow {name}")
+                             hint=f"give the build --allow {name}", details=where)
             if name not in settings.entitlements:
                 raise Denied(f"{vertex.name}: {name} is not allowed by the daemon's configuration",
-                             hint=f'add "{name}" to allow in [entitlements] of ocibuildd.toml')
+                             hint=f'add "{name}" to allow in [entitlements] of ocibuildd.toml', details=where)
 
 
 def of_system(error: OSError) -> BuildError:

@@ -227,9 +227,9 @@ def test_a_secret_comes_from_the_clients_environment(daemon: Any, context: Conte
         ("--mount=type=bind,from=nostage,target=/x", ["nostage"]),
         ("--mount=type=bind,source=nowhere,target=/x", ["nowhere"]),
         ("--mount=type=bnid,target=/x", ["bind"]),
-        ("--security=insecure", ["security.insecure", "--allow security.insecure"]),
-        ("--device=vendor.com/class=gpu", ["--device", "no devices"]),
-        ("--network=host", ["network.host", "--allow network.host"]),
+        ("--security=insecure", ["security.insecure", "--allow security.insecure", "Dockerfile:2"]),
+        ("--device=vendor.com/class=gpu", ["--device", "no devices", "Dockerfile:2"]),
+        ("--network=host", ["network.host", "--allow network.host", "Dockerfile:2"]),
     ],
 )
 def test_a_step_is_refused_with_its_reason(
