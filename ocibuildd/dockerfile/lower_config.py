@@ -80,6 +80,8 @@ def lower_onbuild(context: Context, state: State, onbuild: Onbuild, _lint: Linte
     context.budget.spend(len(onbuild.expression))
     state.image.on_build = (*state.image.on_build, to_utf8(onbuild.expression))
     state.image.snapshot = None
+    if context.options.compat == "docker":
+        state.commit(context.budget, f"ONBUILD {onbuild.expression}")
 
 
 def with_shell(state: State, args: tuple[str, ...]) -> tuple[str, ...]:
@@ -133,6 +135,13 @@ def lower_healthcheck(context: Context, state: State, check: HealthcheckInstruct
     health = check.health
     state.image.healthcheck = health
     state.image.snapshot = None
+    if context.options.compat == "docker":
+        times = [f'"{format_duration(each)}"' for each in (health.interval, health.timeout, health.start_period)]
+        test = " ".join(quote(each) for each in health.test or ())
+        retries = quote(chr(min(health.retries or 0, 0xD7FF)))[1:-1]  # Go prints the struct with %q: a rune
+        text = f"HEALTHCHECK &{{[{test}] {' '.join(times)} '{retries}'}}"
+        state.commit(context.budget, text)
+        return
     state.commit(
         context.budget,
         f"HEALTHCHECK {{Test:{plain_list(health.test)} Interval:{format_duration(health.interval)} "
@@ -151,7 +160,8 @@ def lower_expose(context: Context, state: State, expose: Expose, lint: Linter) -
     context.budget.spend(len(known) + 10 * len(ports))
     state.image.exposed_ports = known
     state.image.snapshot = None
-    state.commit(context.budget, f"EXPOSE {plain_list(ports)}")
+    classic = context.options.compat == "docker"
+    state.commit(context.budget, "EXPOSE " + (" ".join(sorted(specs)) if classic else plain_list(ports)))
 
 
 def lower_user(context: Context, state: State, user: User, lint: Linter) -> None:

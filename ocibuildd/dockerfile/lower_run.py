@@ -48,7 +48,10 @@ def lower_run(context: Context, state: State, command: Command, lint: Linter) ->
     state.vertex = context.vertex(
         op, tuple(inputs), name, ignore_cache=state.ignore_cache, location=run.location
     )
-    created_by = "RUN " + _history(state, args)
+    hidden = frozenset[str]()
+    if context.options.compat == "docker":  # the classic builder leaves out what an ENV overrides
+        hidden = frozenset(state.image.env_keys)
+    created_by = "RUN " + _history(state, args, hidden)
     state.commit(context.budget, created_by, state.vertex, buildkit=True)
 
 
@@ -107,10 +110,12 @@ def proxy_env(context: Context) -> tuple[tuple[str, str], ...]:
     return tuple(out)
 
 
-def _history(state: State, args: tuple[str, ...]) -> str:
-    """``|2 A=1 B=2 /bin/sh -c make``: the declared arguments with the values they have here."""
+def _history(state: State, args: tuple[str, ...], hidden: frozenset[str]) -> str:
+    """``|2 A=1 B=2 /bin/sh -c make``: the declared arguments, but for hidden ones, with the values they have here."""
     values: dict[str, str] = {}
     for pair in state.build_args:
+        if pair.key in hidden:
+            continue
         value = state.env.get(pair.key)
         values[pair.key] = (pair.value or "") if value is None else value
     text = " ".join(args)

@@ -173,3 +173,19 @@ def test_saves_and_prunes_are_events(engine: Engine) -> None:
 def test_the_filter_of_old_names_a_repository(engine: Engine) -> None:
     assert [image["RepoTags"] for image in body(engine, "/v1.40/images/json?filter=busybox")] == [["busybox:latest"]]
     assert len(body(engine, "/v1.41/images/json?filter=nosuch")) > 0
+
+
+@pytest.mark.parametrize(
+    ("steps", "line"),
+    [
+        ("ONBUILD RUN echo x", "/bin/sh -c #(nop)  ONBUILD RUN echo x"),
+        ("EXPOSE 90 80/tcp 70-71", "/bin/sh -c #(nop)  EXPOSE 70-71 80/tcp 90"),
+        ('HEALTHCHECK --retries=3 --timeout=2s CMD ["a", "b"]',
+         '/bin/sh -c #(nop)  HEALTHCHECK &{["CMD" "a" "b"] "0s" "2s" "0s" \'\\x03\'}'),
+        ("ARG X=1\nENV X=2\nRUN true", "/bin/sh -c true"),
+        ("ARG X=1\nRUN true", "|1 X=1 /bin/sh -c true"),
+    ],
+)  # fmt: skip
+def test_history_is_written_as_the_classic_builder_writes_it(engine: Engine, steps: str, line: str) -> None:
+    image = engine.build(f"{BASE}{steps}\n").images[0]
+    assert body(engine, f"/images/{image}/history")[0]["CreatedBy"] == line
