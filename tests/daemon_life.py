@@ -23,6 +23,7 @@ from fixtures import BIN, Daemon
 
 DOCKERFILE = """\
 FROM busybox AS made
+COPY large /large
 ARG N
 RUN --mount=type=cache,target=/cache echo $N > /made && echo $N >> /cache/seen
 FROM busybox
@@ -71,9 +72,9 @@ class Victim:
         self.children: set[int] = set()
         (context / "files").mkdir(parents=True)
         (context / "files" / "one").write_text("one\n" * 1000)
-        (context / "files" / "large").write_bytes(random.Random(1).randbytes(LARGE))
-        for name in ("one", "large"):
-            os.utime(context / "files" / name, (1, 1))
+        (context / "large").write_bytes(random.Random(1).randbytes(LARGE))
+        for name in ("files/one", "large"):
+            os.utime(context / name, (1, 1))
         (context / "Dockerfile").write_text(DOCKERFILE)
 
     # --- start and end ------------------------------------------------------------------------

@@ -187,11 +187,14 @@ def _json(value: object) -> bytes:
 # --- writing ------------------------------------------------------------------------------------
 
 
-def tar_chunks(members: Sequence[Member], blobs: BlobStore, mtime: int = 0) -> Iterator[bytes]:
-    """The tar, a mebibyte or less at a time.  Raises NotFound, Corrupt (a blob of another size)."""
+def tar_chunks(
+    members: Sequence[Member], blobs: BlobStore, mtime: int = 0, *, verified: bool = False
+) -> Iterator[bytes]:
+    """The tar, a mebibyte or less at a time.  verified: the blobs were read and found whole just now.
+    Raises NotFound, Corrupt (a damaged blob)."""
     for member in members:
         yield _header(member, mtime)
-        yield from _content(member, blobs)
+        yield from _content(member, blobs, verified=verified)
         if member.size % tarfile.BLOCKSIZE:
             yield bytes(-member.size % tarfile.BLOCKSIZE)
     yield bytes(2 * tarfile.BLOCKSIZE)
@@ -213,7 +216,16 @@ def _header(member: Member, mtime: int) -> bytes:
     return info.tobuf(tarfile.PAX_FORMAT)
 
 
-def _content(member: Member, blobs: BlobStore) -> Iterator[bytes]:
+def damaged(digest: Digest) -> Corrupt:
+    """A blob isn't what its digest says; for ``store.blobs.suspect``."""
+    return Corrupt(
+        f"blob {digest}: damaged on the disk",
+        hint="what it was part of is no cache hit any more: build or pull the image again",
+        details={"blob": str(digest)},
+    )
+
+
+def _content(member: Member, blobs: BlobStore, *, verified: bool = False) -> Iterator[bytes]:
     if member.data is not None:
         yield member.data
         return
@@ -225,16 +237,13 @@ def _content(member: Member, blobs: BlobStore) -> Iterator[bytes]:
         left = member.size
         while left and (data := os.read(fd, min(CHUNK, left))):
             left -= len(data)
-            hasher.update(data)
+            if not verified:
+                hasher.update(data)
             yield data
     finally:
         os.close(fd)
-    if left or hasher.hexdigest() != member.digest.hex:
-        raise Corrupt(
-            f"blob {member.digest}: damaged on the disk",
-            hint="what it was part of is no cache hit any more: build or pull the image again",
-            details={"blob": str(member.digest)},
-        )
+    if left or not (verified or hasher.hexdigest() == member.digest.hex):
+        raise damaged(member.digest)
 
 
 def write_tar(members: Sequence[Member], blobs: BlobStore, fd: int, mtime: int = 0) -> None:

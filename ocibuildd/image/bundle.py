@@ -10,12 +10,13 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from ..errors import Corrupt, InvalidArgument, NotFound, RegistryError
+from ..errors import InvalidArgument, NotFound, RegistryError
 from ..executor.image import ImagePuller, ResolvedImage, name_of, seconds
 from ..executor.unpack import first_cause
 from ..export.image import OCI, LayerBlob, compression_of, from_config, manifest_bytes
 from ..export.layout import (
     Packaged,
+    damaged,
     docker_archive,
     oci_layout,
     tar_chunks,
@@ -61,13 +62,15 @@ class Saver:
                 lease.add(layers=image.chain, blobs=(image.id,))
             images = [self._package(image, refs) for image, refs in packaged.values()]
             members = docker_archive(images) if form == "docker" else oci_layout(images)
-            try:
-                for chunk in tar_chunks(members, self._store.blobs):
-                    yield chunk
-                    await asyncio.sleep(0)
-            except Corrupt as error:
-                self._store.blobs.suspect(error)
-                raise
+            blobs = self._store.blobs
+            for digest in dict.fromkeys(member.digest for member in members if member.digest is not None):
+                # Before the first byte: an answer that has begun can't become an error.
+                if problem := await in_thread(blobs.verify, digest):
+                    blobs.quarantine(digest, problem)
+                    raise damaged(digest)
+            for chunk in tar_chunks(members, blobs, verified=True):
+                yield chunk
+                await asyncio.sleep(0)
 
     def _collect(
         self, names: Sequence[str], platform: Platform | None

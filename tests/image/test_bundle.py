@@ -11,13 +11,24 @@ import tarfile
 import pytest
 import zstandard
 
-from ocibuildd.errors import BuildError, NotFound
+from ocibuildd.errors import BuildError, Corrupt, NotFound
 from ocibuildd.image.values import Loaded
 
 
 def members(data: bytes) -> dict[str, bytes]:
     with tarfile.open(fileobj=io.BytesIO(data)) as archive:
         return {m.name: archive.extractfile(m).read() for m in archive if m.isreg()}
+
+
+async def test_a_damaged_layer_is_an_error_before_the_first_byte(rig, rootfs, flow):
+    await rig.images.import_rootfs(flow(rootfs), "base:1")
+    (layer,) = rig.store.layers.chain(rig.store.images.all()[0].chain)
+    file = rig.store.blobs.file(layer.digest)
+    file.chmod(0o600)
+    file.write_bytes(bytes(layer.size))
+    with pytest.raises(Corrupt, match="damaged on the disk"):
+        await anext(rig.images.save(["base:1"]))
+    assert not rig.store.blobs.has(layer.digest)
 
 
 @pytest.mark.parametrize("form", ["docker", "oci"])
