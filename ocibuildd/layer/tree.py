@@ -132,7 +132,7 @@ class Tree:
             self.owners.chown(fd, uid, gid, path)
             os.fchmod(fd, mode)
         elif path:
-            os.fchmod(fd, mode & 0o777 | 0o700)
+            os.fchmod(fd, mode & 0o7777 | 0o700)
         self._times[path] = mtime_ns
         self.implied.discard(path)
         return fd

@@ -71,13 +71,13 @@ def _limits(query: Mapping[str, str]) -> model.ResourceLimits:
             nofile = whole(limit.get("Soft")) or whole(limit.get("Hard"))
     if number(query, "shmsize") < 0:
         raise ApiError(400, "SHM size can not be less than 0")
-    memory, quota, period, shares, swap = (
+    memory, quota, period, shares = (
         max(number(query, name, strict=False), 0)
-        for name in ("memory", "cpuquota", "cpuperiod", "cpushares", "memswap")
+        for name in ("memory", "cpuquota", "cpuperiod", "cpushares")
     )
     return model.ResourceLimits(
         memory=memory,
-        memory_swap=swap,
+        memory_swap=max(number(query, "memswap", strict=False), -1),
         cpu_quota=quota,
         cpu_period=period,
         cpu_shares=shares,

@@ -189,3 +189,18 @@ def test_the_filter_of_old_names_a_repository(engine: Engine) -> None:
 def test_history_is_written_as_the_classic_builder_writes_it(engine: Engine, steps: str, line: str) -> None:
     image = engine.build(f"{BASE}{steps}\n").images[0]
     assert body(engine, f"/images/{image}/history")[0]["CreatedBy"] == line
+
+
+def test_a_directory_of_the_context_keeps_its_sticky_and_group_bits(engine: Engine) -> None:
+    out = io.BytesIO()
+    dockerfile = f"{BASE}COPY . /c\nRUN stat -c '%n %a' /c/sticky /c/group\n".encode()
+    with tarfile.open(fileobj=out, mode="w") as archive:
+        for name, mode in (("sticky", 0o1777), ("group", 0o2755)):
+            info = tarfile.TarInfo(name)
+            info.type, info.mode = tarfile.DIRTYPE, mode
+            archive.addfile(info)
+        info = tarfile.TarInfo("Dockerfile")
+        info.size = len(dockerfile)
+        archive.addfile(info, io.BytesIO(dockerfile))
+    text = engine("POST", "/build?nocache=1", out.getvalue()).text
+    assert "/c/sticky 1777\n/c/group 2755\n" in text
