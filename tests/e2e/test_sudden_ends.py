@@ -39,6 +39,18 @@ def namespaces(pids: set[int]) -> set[str]:
     return found
 
 
+def opened(pids: set[int]) -> set[str]:
+    """What processes have open."""
+    found = set()
+    for pid in pids:
+        for fd in Path(f"/proc/{pid}/fd").glob("*"):
+            try:
+                found.add(os.readlink(fd))
+            except OSError:
+                continue
+    return found
+
+
 def everybody() -> set[int]:
     return {int(name) for name in os.listdir("/proc") if name.isdigit()}
 
@@ -58,6 +70,8 @@ class Step:
         self.pids = until("no step runs", lambda: len(found := self.running()) >= 2 and found)
         outside = {os.getpid(), nsd_of(daemon)}
         self.inside = namespaces(self.pids) - namespaces(outside)
+        # Held, or their numbers were given to the next ones.
+        self.held = [os.open(f"/proc/{min(self.pids)}/ns/{kind}", os.O_RDONLY) for kind in KINDS]
         assert {name.partition(":")[0] for name in self.inside} == set(KINDS)
 
     def running(self) -> set[int]:
@@ -69,7 +83,14 @@ class Step:
         """No process is left, and nobody is in its namespaces (a mount needs one: they go together)."""
         until(f"left: {self.mark}", lambda: not self.running() and not any(map(alive, self.pids)))
         until("its namespaces are in use", lambda: not self.inside & namespaces(everybody()))
+        until("its namespaces are held", lambda: not self.inside & opened(self.family()))
+        for fd in self.held:
+            os.close(fd)
         assert str(self.daemon.root) not in Path("/proc/self/mountinfo").read_text()
+
+    def family(self) -> set[int]:
+        process = self.daemon.process
+        return {process.pid, *descendants(process.pid)} if process is not None else set()
 
     def said(self) -> str:
         """All that its client printed; the client has ended, and not well."""
@@ -114,12 +135,24 @@ def victim(make_daemon: Callable[..., Daemon], busybox_tar: Path) -> Daemon:
 
 
 @pytest.fixture
-def step(victim: Daemon, tmp_path: Path) -> Iterator[Step]:
-    started = Step(victim, tmp_path / "context", "--network=none")
-    yield started
-    if started.client.poll() is None:
-        started.client.kill()
-    started.client.communicate(timeout=PATIENCE)
+def begin(victim: Daemon, tmp_path: Path) -> Iterator[Callable[..., Step]]:
+    """Begin a step, with options of the build; its client ends with the test."""
+    begun: list[Step] = []
+
+    def start(*options: str) -> Step:
+        begun.append(Step(victim, tmp_path / "context", *options))
+        return begun[-1]
+
+    yield start
+    for each in begun:
+        if each.client.poll() is None:
+            each.client.kill()
+        each.client.communicate(timeout=PATIENCE)
+
+
+@pytest.fixture
+def step(begin: Callable[..., Step]) -> Step:
+    return begin("--network=none")
 
 
 @pytest.fixture
@@ -179,9 +212,9 @@ def uplink(victim: Daemon, tmp_path: Path) -> Callable[[], set[int]]:
 
 @pytest.mark.usefixtures("next_build")
 def test_a_killed_uplink_is_started_again_and_steps_go_on(
-    victim: Daemon, uplink: Callable[[], set[int]], tmp_path: Path
+    victim: Daemon, uplink: Callable[[], set[int]], begin: Callable[..., Step], tmp_path: Path
 ) -> None:
-    step = Step(victim, tmp_path / "context")
+    step = begin()
     before = until("no uplink runs", uplink)
     for pid in before:
         os.kill(pid, signal.SIGKILL)
@@ -189,7 +222,6 @@ def test_a_killed_uplink_is_started_again_and_steps_go_on(
     assert step.running() == step.pids
     step.client.kill()
     step.gone()
-    step.client.communicate()
     (tmp_path / "network/Dockerfile").write_text("FROM busybox\nRUN ip route | grep default\n")
     assert "default via" in victim.ok("build", "--progress=plain", "--no-cache", tmp_path / "network").text
 
