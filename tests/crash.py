@@ -24,6 +24,7 @@ from filler import Filler
 
 from ocibuildd.model.digest import Digest
 from ocibuildd.store import Store, failpoints
+from ocibuildd.store.blobs import LARGE
 from ocibuildd.store.check import checking
 from ocibuildd.store.db import checkpoint
 from ocibuildd.store.gc import finish
@@ -87,7 +88,7 @@ class Life:
         promises = []
         with store.leases.new(build) as lease:
             for _ in range(self.random.randint(1, 3)):
-                text = f"layer {self.fresh()}" + "x" * self.random.choice([0, 10, 70_000])
+                text = f"layer {self.fresh()}" + "x" * self.random.choice([0, 10, 70_000, LARGE])
                 digest = Digest.of(text.encode())
                 with store.blobs.writer() as writer:
                     writer.write(text.encode())
@@ -106,7 +107,7 @@ class Life:
                         layer, diff_id=digest, digest=digest, size=len(text), tar_size=len(text),
                         media_type="m", content=text[:40],
                     )
-                    self.fill.record(f"key {build} {len(chain)}", *chain, selector="s", preimage=text)
+                    self.fill.record(f"key {build} {len(chain)}", *chain, selector="s", preimage=text[:100_000])
                 promises.append((f"key {build} {len(chain)}", list(texts)))
                 self.promise("record", *promises[-1])
             configs = store.blobs.put_many([f"config {build} {n}".encode() for n in range(len(chain))])
