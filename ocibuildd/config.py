@@ -51,6 +51,7 @@ class LimitsConfig:
     pids: int = 0
     cpu_quota: int = 0
     cpu_period: int = 0
+    io_weight: int = 0
     nofile: int = 0
     upper_bytes: int = 0
     step_timeout: float = 0.0

@@ -181,7 +181,7 @@ class RunSpec(TypedDict):
     tree: the tree id whose ``fs`` is the upper directory (made by the job), or "" for a throw-away one.
     user: "", "name", "uid", "name:group" … resolved in the image's own passwd and group files.
     limits: memory, memory_swap, pids, cpu_quota, cpu_period, cpu_shares, cpuset_cpus, cpuset_mems (a bit for each),
-    upper_bytes, fsize, nofile, shm_size, timeout (seconds);
+    io_weight, upper_bytes, fsize, nofile, shm_size, timeout (seconds);
     0 or absent = none.  hosts: [[name, address], …].  dns: {servers, search, options}.
     """
 

@@ -50,7 +50,8 @@ def build_settings(config: Config) -> Any:
     limits = {
         "memory": config.limits.memory, "memory_swap": config.limits.memory_swap,
         "pids": config.limits.pids, "cpu_quota": config.limits.cpu_quota,
-        "cpu_period": config.limits.cpu_period, "nofile": config.limits.nofile,
+        "cpu_period": config.limits.cpu_period, "io_weight": config.limits.io_weight,
+        "nofile": config.limits.nofile,
         "upper_bytes": config.limits.upper_bytes, "timeout": int(config.limits.step_timeout),
     }
     dns = {

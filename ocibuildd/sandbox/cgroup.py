@@ -101,6 +101,8 @@ def settings(limits: Mapping[str, int]) -> list[tuple[str, str, str]]:
         # 2…262144 to 1…10000, as runc converts them
         shares = min(max(shares, 2), 262144)
         result.append(("cpu", "cpu.weight", str(1 + (shares - 2) * 9999 // 262142)))
+    if weight := limits.get("io_weight", 0):
+        result.append(("io", "io.weight", str(min(max(weight, 1), 10_000))))
     for name, file in (("cpuset_cpus", "cpuset.cpus"), ("cpuset_mems", "cpuset.mems")):
         if mask := limits.get(name, 0):
             numbers = [str(number) for number in range(mask.bit_length()) if mask >> number & 1]
@@ -115,7 +117,7 @@ def unenforced(limits: Mapping[str, int], controllers: Collection[str]) -> list[
     lacking = {controller for controller, _, _ in settings(limits)} - {*controllers, "pids"}
     flags = {
         "memory": "--memory and --memory-swap", "cpu": "--cpu-quota and --cpu-shares",
-        "cpuset": "--cpuset-cpus and --cpuset-mems",
+        "cpuset": "--cpuset-cpus and --cpuset-mems", "io": "io_weight of [limits]",
     }
     return [
         f"{flags[controller]}: not enforced, no {controller} controller is delegated to the daemon"

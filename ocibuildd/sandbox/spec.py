@@ -62,7 +62,7 @@ MAX_DATA = 32 << 20
 
 LIMITS = frozenset({
     "memory", "memory_swap", "pids", "cpu_quota", "cpu_period", "cpu_shares", "cpuset_cpus", "cpuset_mems",
-    "upper_bytes", "fsize", "nofile", "timeout", "shm_size",
+    "io_weight", "upper_bytes", "fsize", "nofile", "timeout", "shm_size",
 })
 KINDS = frozenset({"chain", "cache", "tmpfs", "secret", "files", "socket"})
 FORBIDDEN_TARGETS = ("/proc", "/sys", "/dev")

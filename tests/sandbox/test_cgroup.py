@@ -29,6 +29,8 @@ from ocibuildd.sandbox.cgroup import Cgroups, settings
         ({"cpu_shares": 2}, [("cpu", "cpu.weight", "1")]),
         ({"cpu_shares": 1024}, [("cpu", "cpu.weight", "39")]),
         ({"cpu_shares": 262144}, [("cpu", "cpu.weight", "10000")]),
+        ({"io_weight": 50}, [("io", "io.weight", "50")]),
+        ({"io_weight": 20_000}, [("io", "io.weight", "10000")]),
         ({"cpuset_cpus": 0b1101}, [("cpuset", "cpuset.cpus", "0,2,3")]),
         ({"cpuset_mems": 0b1}, [("cpuset", "cpuset.mems", "0")]),
     ],
@@ -46,6 +48,7 @@ def test_limits_become_files(limits, expected):
         ({"memory": 9}, ("cpu", "pids"), ["--memory"]),
         ({"memory": 9, "cpu_quota": 9, "cpuset_cpus": 1}, (), ["--memory", "--cpu-quota", "--cpuset-cpus"]),
         ({"cpu_shares": 9}, (), ["--cpu-quota"]),
+        ({"io_weight": 9}, ("cpu",), ["io_weight"]),
     ],
 )
 def test_limits_that_nobody_holds_are_told(limits, controllers, told):
