@@ -266,13 +266,15 @@ def _mount_all(resolver: mounts.Resolver, plan: spec.Plan, sources: list[int]) -
     for index in order:
         mount = plan.mounts[index]
         stage = f"{STAGE}/mounts/{index}"
+        place = mount.target.encode("utf-8", "surrogateescape")
         if index in with_source:
             fd = _sourced(mount, with_source[index], stage)
+        elif mount.kind == "tmpfs":
+            fd = _tmpfs(mount, _mode(resolver, place))
         else:
             fd = _made(mount, stage)
         try:
             is_dir = stat.S_ISDIR(os.fstat(fd).st_mode)
-            place = mount.target.encode("utf-8", "surrogateescape")
             target = resolver.ensure(place, is_dir=is_dir)
             if not mount.target.startswith(spec.ALLOWED_BELOW):
                 _refuse_virtual(target, mount.target)
@@ -320,14 +322,30 @@ def _sourced(mount: spec.Mount, fd: int, stage: str) -> int:
         os.close(part)
 
 
+def _mode(resolver: mounts.Resolver, place: bytes) -> int | None:
+    """The mode of a directory of the image; None where there is none."""
+    try:
+        fd = syscalls.open_in_root(resolver.root, place, os.O_PATH | os.O_DIRECTORY)
+    except OSError:
+        return None
+    try:
+        return stat.S_IMODE(os.fstat(fd).st_mode)
+    finally:
+        os.close(fd)
+
+
+def _tmpfs(mount: spec.Mount, covered: int | None) -> int:
+    """covered: the mode of the directory that it covers, which it then has, as with runc."""
+    mode = mount.mode if covered is None else covered
+    options = {"mode": f"{mode:o}", "uid": str(mount.uid), "gid": str(mount.gid)}
+    if mount.size:
+        options["size"] = str(mount.size)
+    return mounts.filesystem(
+        "tmpfs", options, UNPRIVILEGED | (MOUNT_ATTR_RDONLY if mount.readonly else 0)
+    )
+
+
 def _made(mount: spec.Mount, stage: str) -> int:
-    options = {"mode": f"{mount.mode:o}", "uid": str(mount.uid), "gid": str(mount.gid)}
-    if mount.kind == "tmpfs":
-        if mount.size:
-            options["size"] = str(mount.size)
-        return mounts.filesystem(
-            "tmpfs", options, UNPRIVILEGED | (MOUNT_ATTR_RDONLY if mount.readonly else 0)
-        )
     os.mkdir(stage, 0o755)
     for content in mount.contents:
         path = f"{stage}/{content.name}"

@@ -36,6 +36,12 @@ async def test_a_tmpfs_has_its_size_and_leaves_nothing(box):
     assert left(box, tree) == []
 
 
+async def test_a_tmpfs_has_the_mode_of_the_directory_that_it_covers(box):
+    mounts = [{"kind": "tmpfs", "target": target, "readonly": False} for target in ("/etc", "/tmp", "/new")]
+    result = await box.sh("stat -c %a /etc /tmp /new", mounts=mounts)
+    assert result.lines == ["755", "1777", "1777"]
+
+
 async def test_a_secret_has_mode_and_owner_and_is_not_in_the_layer(box):
     tree = box.new_tree()
     mount = {"kind": "secret", "target": "/run/secrets/key", "readonly": True, "data": encoded(b"s3cret"),
