@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from .cgroup import Cgroups
 START_TIMEOUT = 60.0
 """Seconds for nsd to say that it is ready: 0.1 on a usual host, half a minute on an emulated one."""
 
+DYING_TIMEOUT = 1.0
+"""Seconds between the end of a job's socket and that of nsd, at most."""
 STOP_TIMEOUT = 5.0
 """Seconds for nsd to end after its socket was closed, before it is killed."""
 
@@ -98,12 +101,17 @@ class NsdClient:
         ours, theirs = wire.pair()
         try:
             with theirs:
-                await self._send(data, [theirs.fileno(), *fds])
-            return await _Call(ours, on_event).result()
+                process = await self._send(data, [theirs.fileno(), *fds])
+            try:
+                return await _Call(ours, on_event).result()
+            except errors.Unavailable as error:
+                if error.message == ENDED:
+                    await process.dying()  # whoever asks next gets another
+                raise
         finally:
             ours.close()
 
-    async def _send(self, data: bytes, fds: list[int]) -> None:
+    async def _send(self, data: bytes, fds: list[int]) -> _Process:
         """To whichever nsd takes it: one that is dying isn't dead yet, and has taken nothing."""
         process = await self.ensure()
         try:
@@ -111,6 +119,7 @@ class NsdClient:
         except errors.Unavailable:
             process = await self.ensure()
             await process.send(data, fds)
+        return process
 
     async def doctor(self) -> tuple[Requirement, ...]:
         """What the host has and lacks, looked at anew (overlayfs and procfs are tried again)."""
@@ -160,6 +169,12 @@ class _Process:
                 except (BrokenPipeError, ConnectionError) as error:
                     self._dead = True
                     raise errors.Unavailable(ENDED) from error
+
+    async def dying(self) -> None:
+        """A job's socket was closed, as nsd does when it dies: wait for its own, so that nothing more is sent to it."""
+        end = time.monotonic() + DYING_TIMEOUT
+        while self.alive() and time.monotonic() < end:  # noqa: ASYNC110 - asked of the kernel
+            await asyncio.sleep(0.002)
 
     async def stop(self) -> None:
         """Close the socket, wait for the end, kill if need be, reap.  Also right for one that has died."""
