@@ -132,7 +132,7 @@ async def run(request: web.Request) -> web.StreamResponse:
     _admit(served, body.network)
     image = served.images.find(body.image)
     config = served.images.inspect(body.image).config.config
-    lease = served.store.leases.new("run")
+    lease = served.store.leases.new("run", passing=False)
     try:
         lease.add(layers=list(image.chain), blobs=[image.id])
         lowers = await served.unpacker.ensure_trees(image.chain)

@@ -336,7 +336,7 @@ class Builds:
             return False
         while len(self._failed) >= MAX_KEPT_FAILED:
             self._drop_failed(next(iter(self._failed)))
-        lease = self._store.leases.new(f"failed step of build {build}")
+        lease = self._store.leases.new(f"failed step of build {build}", passing=False)
         lease.add(layers=failed.chain)
         spec = failed.spec.copy()
         spec["mounts"] = [m for m in spec["mounts"] if m["kind"] not in ("secret", "socket")]

@@ -28,6 +28,8 @@ class Held:
         self.recent_layers: set[int] | None = None
         self.recent_keys: set[str] | None = None
         self.gone_layers: set[int] = set()
+        self.passing = 0
+        """Open leases of work that ends by itself: builds, pulls, pushes."""
 
     def note(
         self, *, blobs: Iterable[str] = (), layers: Iterable[int] = (), keys: Iterable[str] = ()
@@ -60,8 +62,10 @@ class Lease:
     A holder that looks something up and adds it without awaiting in between can't lose it.
     """
 
-    def __init__(self, held: Held, name: str):
+    def __init__(self, held: Held, name: str, *, passing: bool = True):
         self.name = name
+        self._passing = passing
+        held.passing += passing
         self._held = held
         self._blobs: set[str] = set()
         self._layers: set[int] = set()
@@ -87,6 +91,7 @@ class Lease:
         if not self._open:
             return
         self._open = False
+        self._held.passing -= self._passing
         for blob in self._blobs:
             _drop(self._held.blobs, blob)
         for layer in self._layers:
@@ -112,6 +117,7 @@ class Leases:
     def __init__(self, held: Held):
         self._held = held
 
-    def new(self, name: str = "") -> Lease:
-        """``name``: for people (a build's id, "pull busybox")."""
-        return Lease(self._held, name)
+    def new(self, name: str = "", *, passing: bool = True) -> Lease:
+        """``name``: for people (a build's id, "pull busybox").  passing: of work that ends by itself, so
+        that waiting for what it holds makes sense."""
+        return Lease(self._held, name, passing=passing)

@@ -34,6 +34,8 @@ BUSY_CHECKPOINT = 16 << 20
 CHECKPOINT_STEPS = 16
 ADMIT_TRIES = 3
 ADMIT_PAUSE = 1.0
+ADMIT_PATIENCE = 20.0
+"""Seconds that a step waits for room which others hold, if they may still give it back."""
 
 T = TypeVar("T")
 Remover = Callable[[Sequence[Path]], Awaitable[object]]
@@ -88,6 +90,8 @@ class Maintenance:
         self._emptying = asyncio.Lock()
         self._wake = asyncio.Event()
         self._collected = time.monotonic()
+        self._gave_up = 0.0
+        """When somebody last waited for room in vain: what that one held comes back."""
         self._dirty = True
         if not store.recovered.clean:
             store.cache_mounts.stale.update(mount.hash for mount in store.cache_mounts.all())
@@ -239,19 +243,32 @@ class Maintenance:
             return await drive(reckoning(graph))
 
     async def admit(self, size: int = 0) -> Reservation:
-        """Room for ``size`` bytes, collected if need be.  Raises NoSpace when there is nothing left that
-        may go.  The caller releases the reservation."""
+        """Room for ``size`` bytes, collected if need be; while others are at work, what they hold is waited
+        for.  Raises NoSpace when nothing is left that may go.  The caller releases the reservation."""
         if self.store.space.never_fits(size):
             return self.store.space.reserve(size)  # nothing need go to find that out
         await self._measure_if_near()
-        for attempt in range(ADMIT_TRIES):
+        try:
+            return self.store.space.reserve(size)
+        except NoSpace:
+            return await self._wait_for_room(size)
+
+    async def _wait_for_room(self, size: int) -> Reservation:
+        begun, tries = time.monotonic(), 0
+        while True:
+            others = self.store.held.passing > 1  # before: one that ends meanwhile leaves something to collect
+            await self.make_room(size)
             try:
                 return self.store.space.reserve(size)
             except NoSpace:
-                await self.make_room(size)
-                if attempt:
-                    await asyncio.sleep(ADMIT_PAUSE)
-        return self.store.space.reserve(size)
+                tries += 1
+                now = time.monotonic()
+                # Where all wait for each other one must fail; the rest then have what it held.
+                patient = others and now < max(begun, self._gave_up) + ADMIT_PATIENCE
+                if tries >= ADMIT_TRIES and not patient:
+                    self._gave_up = now
+                    raise
+            await asyncio.sleep(ADMIT_PAUSE)
 
     async def make_room(self, size: int = 0) -> Outcome:
         """Collect until ``size`` bytes fit under the ceiling and above the floor."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import time
+import contextlib
 
 import pytest
+from effort import without_hanging
 
 from ocibuildd.dockerfile.expand import Expander, Work
 from ocibuildd.dockerfile.faults import Fault
@@ -130,12 +131,8 @@ def test_undecodable_bytes_become_replacement_characters_when_expanded() -> None
     ],
 )
 def test_hostile_words_answer_quickly(word: str) -> None:
-    started = time.process_time()
-    try:
-        Expander(work=Work()).word(word, {"v": "a" * 5000})
-    except Fault:
-        pass
-    assert time.process_time() - started < 2.5
+    with without_hanging(), contextlib.suppress(Fault):
+        assert Expander(work=Work()).word(word, {"v": "a" * 5000}).text is not None
 
 
 def test_what_a_word_expands_to_is_bounded() -> None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 from dockerfile_images import Images
+from effort import calls, without_hanging
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,29 +14,6 @@ from ocibuildd.dockerfile.faults import Fault
 from ocibuildd.errors import DockerfileError
 
 OPTIONS = front.LowerOptions(build_args={"a": "1", "b": None})
-TYPICAL = b"""\
-ARG VERSION=1.2
-FROM golang:${VERSION} AS builder
-WORKDIR /src
-COPY go.mod go.sum ./
-ENV CGO_ENABLED=0 GOFLAGS="-mod=mod"
-RUN --mount=type=cache,target=/root/.cache go mod download
-COPY . .
-ARG TARGETOS TARGETARCH
-RUN make -j4 && \\
-    make install
-FROM debian:bookworm-slim
-LABEL org.opencontainers.image.source="x" a=b
-RUN apt-get update && apt-get install -y ca-certificates
-ENV PATH=/app/bin:$PATH
-WORKDIR /app
-COPY --from=builder --chown=1000:1000 /src/out /app/bin
-EXPOSE 8080
-USER 1000
-HEALTHCHECK --interval=5s CMD curl -f localhost
-ENTRYPOINT ["/app/bin/server"]
-CMD ["--help"]
-"""
 
 
 def build(data: bytes) -> str:
@@ -50,25 +26,17 @@ def build(data: bytes) -> str:
     return f"{len(plan.vertices)} vertices"
 
 
-def test_a_typical_file_takes_a_few_milliseconds() -> None:
-    best = 1.0
-    for _ in range(20):
-        started = time.process_time()
-        build(TYPICAL)
-        best = min(best, time.process_time() - started)
-    assert best < 0.008
-
-
 def test_many_stages_are_linear() -> None:
-    def seconds(count: int) -> float:
+    def cost(count: int) -> int:
         names = [b"alpine", *(b"s%d" % n for n in range(count))]
         data = b"".join(b"FROM %s AS s%d\nRUN echo %d\n" % (names[n], n, n) for n in range(count))
-        started = time.process_time()
-        assert build(data) == f"{count + 1} vertices"
-        return time.process_time() - started
+        ends: list[str] = []
+        made = calls(lambda: ends.append(build(data)))
+        assert ends == [f"{count + 1} vertices"]
+        return made
 
-    small = min(seconds(100) for _ in range(3))
-    assert seconds(500) < 15 * small
+    cost(10)  # what is made once
+    assert cost(500) < 5.5 * cost(100)
 
 
 MEGABYTE = 1 << 20
@@ -103,9 +71,9 @@ HOSTILE = {
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_megabyte_is_answered_in_time(name: str) -> None:
-    started = time.process_time()
-    build(HOSTILE[name])
-    assert time.process_time() - started < 4  # a second on a machine of its own
+    with without_hanging():
+        assert build(HOSTILE[name])
+
 
 
 _WORDS = st.sampled_from(

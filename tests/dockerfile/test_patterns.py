@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-import time
 
 import pytest
+from effort import without_hanging
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -173,10 +173,9 @@ def test_any_pattern_matches_or_is_refused(pattern: str, name: str) -> None:
     "pattern", ["*a" * 2000, "**/" + "*a*/" * 900, "a**" * 1300 + "b", "**/*" * 1000, "?" * 4000, "**/a" * 1000]
 )
 def test_hostile_patterns_answer_quickly(pattern: str) -> None:
-    started = time.process_time()
-    for path in ("a" * 4000, "a/" * 2000 + "c"):
-        Ignore([pattern]).matches(path)
-    assert time.process_time() - started < 2
+    with without_hanging():
+        for path in ("a" * 4000, "a/" * 2000 + "c"):
+            assert Ignore([pattern]).matches(path) in (True, False)
 
 
 def test_paths_are_cleaned_as_in_go() -> None:

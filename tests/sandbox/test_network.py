@@ -132,19 +132,20 @@ def test_describe_tells_mode_and_resolvers(view):
     assert not told["warnings"]
 
 
-def test_a_lease_from_a_filled_pool_takes_less_than_two_milliseconds():
+def test_a_lease_from_a_filled_pool_waits_for_nobody():
     def scenario():
         network = netlab.network(pool=4)
-        time.sleep(0.3)
-        times = []
-        for _ in range(4):
-            start = time.perf_counter()
-            network.release(network.lease("default"))
-            times.append(time.perf_counter() - start)
+        wait_until(lambda: network.handle() or network.describe()["pool"] == 4)
+        waited = []
+        network._await = waited.append
+        found = [network.lease("default") for _ in range(4)]
+        pool = network.describe()["pool"]
+        for lease in found:
+            network.release(lease)
         network.close()
-        return times
+        return waited, len({lease.slot for lease in found}), pool
 
-    assert min(lab(scenario)) < 0.002
+    assert lab(scenario) == [[], 4, 0]
 
 
 def test_a_start_waits_for_nothing_and_steps_without_a_network_neither():
@@ -519,18 +520,25 @@ def fetch_from_n0(network: Network, size: int) -> float:
         os.close(own)
 
 
-@pytest.mark.parametrize(
-    "size", [128 << 20, pytest.param(1 << 30, marks=pytest.mark.slow)], ids=["128 MiB", "1 GiB"]
-)
-def test_a_large_transfer_keeps_six_tenths_of_what_pasta_alone_does(size):
+def both_ways(size: int, rounds: int) -> list[tuple[float, float]]:
+    """Bytes a second: with pasta alone, from a sandbox."""
     def scenario():
         network = netlab.network()
         lease = network.lease("default")
-        pairs = [(fetch_from_n0(network, size), inside(lease, lambda: fetch(size))) for _ in range(3)]
+        pairs = [(fetch_from_n0(network, size), inside(lease, lambda: fetch(size))) for _ in range(rounds)]
         network.close()
         return pairs
 
-    pairs = lab(scenario, timeout=120)
-    alone, through = (max(column) for column in zip(*pairs, strict=True))
+    return lab(scenario, timeout=120)
+
+
+def test_a_large_transfer_arrives_whole():
+    [(alone, through)] = both_ways(128 << 20, 1)
+    assert alone > 0 and through > 0
+
+
+@pytest.mark.slow
+def test_a_large_transfer_keeps_six_tenths_of_what_pasta_alone_does():
+    alone, through = (max(column) for column in zip(*both_ways(1 << 30, 3), strict=True))
     print(f"pasta alone {alone / 1e6:.0f} MB/s, from a sandbox {through / 1e6:.0f} MB/s")
     assert through >= 0.6 * alone

@@ -323,6 +323,52 @@ async def test_admission_fails_clearly_when_nothing_may_go(
         await Maintenance(store, rmtree).admit(50)
 
 
+async def test_admission_waits_for_what_another_builds_lease_holds(
+    store: Store, fill: Filler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ocibuildd.store.maintenance.ADMIT_PAUSE", 0.01)
+    store.space.configure(ceiling=100)
+    layer = fill.layer("x" * 90)
+    maintenance = Maintenance(store, rmtree)
+    with store.leases.new("this build"), store.leases.new("the other") as other:
+        other.add(layers=[layer])
+        waiting = asyncio.ensure_future(maintenance.admit(50))
+        await asyncio.sleep(0.2)  # longer than the tries of one that is alone
+        assert not waiting.done()
+        other.release()
+        assert (await waiting).size == 50
+
+
+async def test_of_builds_that_wait_for_each_other_one_fails(
+    store: Store, fill: Filler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ocibuildd.store.maintenance.ADMIT_PAUSE", 0.01)
+    monkeypatch.setattr("ocibuildd.store.maintenance.ADMIT_PATIENCE", 0.2)
+    store.space.configure(ceiling=100)
+    maintenance = Maintenance(store, rmtree)
+
+    async def build(layer: int) -> int:
+        with store.leases.new("one of two") as lease:
+            lease.add(layers=[layer])
+            return (await maintenance.admit(40)).size
+
+    layers = [fill.layer("x" * 40), fill.layer("y" * 41)]
+    ends = await asyncio.gather(*(build(layer) for layer in layers), return_exceptions=True)
+    assert sorted(str(end).split(":")[0] for end in ends) == ["40", f"store {store.path}"]
+
+
+async def test_a_kept_step_is_not_waited_for(
+    store: Store, fill: Filler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ocibuildd.store.maintenance.ADMIT_PAUSE", 0.0)
+    store.space.configure(ceiling=100)
+    with store.leases.new("build"), store.leases.new("failed step", passing=False) as kept:
+        kept.add(layers=[fill.layer("x" * 90)])
+        with pytest.raises(NoSpace):
+            await asyncio.wait_for(Maintenance(store, rmtree).admit(50), 10)
+    assert store.held.passing == 0
+
+
 async def test_a_prune_gives_the_journals_space_back_too(store: Store, fill: Filler) -> None:
     for number in range(100):
         fill.record(f"r{number}", description="x" * 900)
