@@ -193,7 +193,7 @@ class Daemon:
         app = make_app(served)
         DockerApi(
             builds=parts.builds, images=parts.images, registry=parts.registry,
-            maintenance=parts.maintenance, root=self.state_dir, peer=peer,
+            maintenance=parts.maintenance, fetcher=parts.fetcher, root=self.state_dir, peer=peer,
         ).register(app)
         return app
 

@@ -7,14 +7,25 @@ the Dockerfile itself names may be), and credentials for the first authority alo
 
 from __future__ import annotations
 
+import re
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 import aiohttp
 from yarl import URL
 
-from ocibuildd.errors import BuildError, Denied, NotFound, RegistryError, TooLarge, Unauthorized
+from ocibuildd.errors import (
+    BuildError,
+    Denied,
+    InvalidArgument,
+    NotFound,
+    RegistryError,
+    TooLarge,
+    Unauthorized,
+)
 
 from .config import is_internal
 from .protocol import MAX_REDIRECTS, authority, redact, resolve_hop
@@ -39,6 +50,36 @@ class Download:
     disposition: str = ""
     media_type: str = ""
     url: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Incoming:
+    """A body that is still to be read, once.  total: its bytes as the server says, 0 = unknown; url: where it
+    finally comes from."""
+
+    response: aiohttp.ClientResponse
+    url: str
+    limit: int
+
+    @property
+    def total(self) -> int:
+        return self.response.content_length or 0
+
+    async def chunks(self) -> AsyncGenerator[bytes, None]:
+        """The body as it comes, never more than ``limit`` bytes.  Raises TooLarge, RegistryError."""
+        if self.total > self.limit:
+            raise TooLarge(f"GET {redact(self.url)}: {self.total:,} bytes, the limit is {self.limit:,}")
+        size = 0
+        try:
+            async for data in self.response.content.iter_any():
+                size += len(data)
+                if size > self.limit:
+                    raise TooLarge(f"GET {redact(self.url)}: more than {self.limit:,} bytes")
+                yield data
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise _unreachable(self.url, error) from None
+        if self.total and size != self.total:
+            raise RegistryError(f"GET {redact(self.url)}: {size:,} bytes, expected {self.total:,}")
 
 
 class Fetcher:
@@ -66,39 +107,47 @@ class Fetcher:
 
         headers: validators and authorization.  progress(done, total), total 0 = unknown.  Raises
         NotFound, Unauthorized, Denied, TooLarge, RegistryError."""
-        response, final = await self._follow(url, dict(headers or {}))
-        try:
-            if response.status == 304:
+        async with self._answer(url, headers, limit) as got:
+            if got.response.status == 304:
                 return Download(fresh=False)
-            if response.status != 200:
-                raise _refused(final, response.status)
-            total = response.content_length or 0
-            if total > limit:
-                raise TooLarge(f"GET {redact(final)}: {total:,} bytes, the limit is {limit:,}")
+            if got.response.status != 200:
+                raise _refused(got.url, got.response.status)
             size = 0
-            async for data in response.content.iter_any():
+            async for data in got.chunks():
                 size += len(data)
-                if size > limit:
-                    raise TooLarge(f"GET {redact(final)}: more than {limit:,} bytes")
                 write(data)
                 if progress is not None:
-                    progress(size, total)
-            if total and size != total:
-                raise RegistryError(f"GET {redact(final)}: {size:,} bytes, expected {total:,}")
-        except (aiohttp.ClientError, TimeoutError) as error:
-            raise _unreachable(final, error) from None
-        finally:
-            response.close()
-        got = response.headers
+                    progress(size, got.total)
+            told = got.response.headers
         return Download(
             True,
             size,
-            got.get("ETag", ""),
-            got.get("Last-Modified", ""),
-            got.get("Content-Disposition", ""),
-            got.get("Content-Type", ""),
-            final,
+            told.get("ETag", ""),
+            told.get("Last-Modified", ""),
+            told.get("Content-Disposition", ""),
+            told.get("Content-Type", ""),
+            got.url,
         )
+
+    @asynccontextmanager
+    async def open(self, url: str, *, limit: int = MAX_BYTES) -> AsyncIterator[Incoming]:
+        """GET ``url`` for whoever reads it piece by piece; the connection ends with the block.
+
+        Raises as ``fetch``."""
+        async with self._answer(url, None, limit) as got:
+            if got.response.status != 200:
+                raise _refused(got.url, got.response.status)
+            yield got
+
+    @asynccontextmanager
+    async def _answer(
+        self, url: str, headers: Mapping[str, str] | None, limit: int
+    ) -> AsyncIterator[Incoming]:
+        response, final = await self._follow(url, dict(headers or {}))
+        try:
+            yield Incoming(response, final, limit)
+        finally:
+            response.close()
 
     async def _follow(
         self, url: str, headers: dict[str, str]
@@ -152,7 +201,14 @@ class Fetcher:
 
 
 def _check(url: str) -> None:
-    scheme, host = authority(url)[:2]
+    """Raises InvalidArgument for what is no URL, Denied for what is not to be fetched."""
+    try:
+        scheme, host = authority(url)[:2]
+        strange = re.search(r"[\s\x00-\x1f\x7f]", urlsplit(url).netloc)
+    except ValueError as error:
+        raise InvalidArgument(f"GET {url[:300]!r}: not a URL: {error}") from None
+    if scheme in ("http", "https") and (not host or strange):
+        raise InvalidArgument(f"GET {redact(url)!r}: no host, or none that can be, in the URL")
     if scheme not in ("http", "https"):
         raise Denied(f"GET {redact(url)}: only http and https are fetched")
     if host.lower().strip("[]") in METADATA:

@@ -57,18 +57,18 @@ class DockerApi:
     """All handlers, made from the services.
 
     builds: build.service.Builds; images: image.service.Images; registry: registry.client; maintenance:
-    store.maintenance; root: the state directory; peer: request → build.info.Peer.
+    store.maintenance; fetcher: registry.fetch.Fetcher; root: the state directory; peer: request → build.info.Peer.
     """
 
     def __init__(
-        self, *, builds: Any, images: Any, registry: Any, maintenance: Any, root: Path,
+        self, *, builds: Any, images: Any, registry: Any, maintenance: Any, fetcher: Any, root: Path,
         peer: Callable[[web.Request], Any],
     ):  # fmt: skip
         self.events = Events()
         self._system = System(root, lambda: len(images.list(all=True, filters={})))
         self._build = Build(builds, peer, images, self.events)
         self._images = Images(images, builds, registry, self.events)
-        self._transfer = Transfer(images, registry, self.events)
+        self._transfer = Transfer(images, registry, fetcher, self.events)
         self._space = Space(images, builds, maintenance, registry, self.events)
 
     def routes(self) -> list[tuple[str, str, Handler]]:

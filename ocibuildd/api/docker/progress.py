@@ -17,6 +17,9 @@ PUSH_WORDS = {
     "waiting": "Preparing", "pushing": "Pushing", "pushed": "Pushed", "exists": "Layer already exists",
 }  # fmt: skip
 
+MOVING = frozenset({"downloading", "extracting", "pushing", "importing"})
+"""They are told with how far they are."""
+
 
 def progress_bar(current: int, total: int) -> str:
     """Docker's bar: ``[=====>     ]  1.2MB/3MB``."""
@@ -36,7 +39,7 @@ def layer_message(words: dict[str, str], **status: Any) -> dict[str, Any]:
         origin = text.partition(" from ")[2]
         return {"status": f"Mounted from {origin}" if origin else "Mounted", "progressDetail": {}, "id": name}
     word = words.get(text, text.capitalize())
-    if text in {"downloading", "extracting", "pushing"} and total:
+    if text in MOVING and total:
         detail = {"current": current, "total": total}
         return {"status": word, "progressDetail": detail, "progress": progress_bar(current, total), "id": name}
     return {"status": word, "progressDetail": {}, "id": name}

@@ -11,6 +11,8 @@ from aiohttp import web
 
 from ...errors import BuildError, NotFound
 from ...model.reference import Reference
+from ...registry.fetch import Incoming
+from ...registry.protocol import redact
 from .events import Events
 from .images import digest_or_tag, find
 from .progress import PULL_WORDS, PUSH_WORDS, Transfers
@@ -24,7 +26,7 @@ from .protocol import (
     parse_reference,
     registry_auth,
 )
-from .words import PULL_CODES, pull_refused, tar_failed, unreachable
+from .words import PULL_CODES, download_failed, pull_refused, tar_failed, unreachable
 
 READ_SIZE = 1 << 18
 MAX_TAGS = 1000
@@ -76,11 +78,13 @@ class Progress:
 
 
 class Transfer:
-    """Handlers that move images.  ``images``: image.service.Images; ``registry``: for lists of tags."""
+    """Handlers that move images.  ``images``: image.service.Images; ``registry``: for lists of tags;
+    ``fetcher``: for root file systems by URL."""
 
-    def __init__(self, images: Any, registry: Any, events: Events):
+    def __init__(self, images: Any, registry: Any, fetcher: Any, events: Events):
         self._images = images
         self._registry = registry
+        self._fetcher = fetcher
         self._events = events
 
     async def create(self, request: web.Request) -> web.StreamResponse:
@@ -146,8 +150,7 @@ class Transfer:
 
     async def _import(self, request: web.Request, platform: str) -> web.StreamResponse:
         query = request.query
-        if query["fromSrc"] != "-":
-            raise ApiError(400, "fromSrc: only '-' (the request's body) is taken")
+        source = query["fromSrc"]
         tag, _ = digest_or_tag(query.get("tag", ""))
         name = query.get("repo", "")
         if name and tag and ":" not in name.rpartition("/")[2]:
@@ -155,13 +158,31 @@ class Transfer:
         if name:
             check_tag(parse_reference(name))
         changes = [change for change in query.getall("changes", []) if change]
-        image = await self._images.import_rootfs(
-            request.content.iter_chunked(READ_SIZE), name, changes=changes,
-            message=query.get("message", ""), platform=platform,
-        )  # fmt: skip
-        self._events.image("import", str(image), name)
         stream = JsonStream(request)
-        await stream.send({"status": str(image)})
+
+        async def take(body: AsyncIterator[bytes], origin: str) -> None:
+            image = await self._images.import_rootfs(
+                body, name, changes=changes, message=query.get("message", ""), platform=platform, origin=origin,
+            )  # fmt: skip
+            if name:
+                self._events.image("tag", str(image), name)
+            self._events.image("import", str(image))
+            await stream.send({"status": str(image)})
+
+        if source == "-":
+            await take(request.content.iter_chunked(READ_SIZE), source)
+            return await stream.end()
+        # dockerd takes a URL without a scheme for http.
+        url = source if "://" in source else f"http://{source}"
+        try:
+            async with self._fetcher.open(url) as body:
+                stream.prelude({"status": f"Downloading from {redact(url)}"})
+                await take(told(stream, body), redact(url))
+        except BuildError as error:
+            refused = ApiError(min(error.status, 500), download_failed(message_of(error), url))
+            if not stream.started:
+                raise refused from None
+            await stream.fail(refused)
         return await stream.end()
 
     async def push(self, request: web.Request) -> web.StreamResponse:
@@ -243,6 +264,18 @@ class Transfer:
                 await stream.send({"stream": f"Loaded image ID: {item.id}\n"})
             self._events.image("load", str(item.id))
         return await stream.end()
+
+
+async def told(stream: JsonStream, body: Incoming) -> AsyncIterator[bytes]:
+    """A download's bytes, with the client told how far it is."""
+    transfers, current = Transfers({"importing": "Importing"}), 0
+    async for data in body.chunks():
+        current += len(data)
+        message = transfers.message({"text": "importing", "current": current, "total": body.total})
+        if message is not None:
+            del message["id"]
+            await stream.send(message)
+        yield data
 
 
 def _silent(*_: Any, **__: Any) -> None:

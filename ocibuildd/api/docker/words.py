@@ -19,8 +19,10 @@ LOOPBACK = ("localhost", "127.", "[::1]")
 """Registries that are spoken to without TLS unless the configuration says otherwise."""
 TAR_FAILED = "Error processing tar file(exit status 1): "
 _IMAGE = re.compile(r"[a-z0-9.-]+(:\d+)?/[\w./-]+([:@][\w.:-]+)?\Z")
-_REFUSED = re.compile(r"registry (?P<host>\S+): can't connect: (?:\[Errno \d+\] )?(?P<why>.*)")
-_NO_HOST = re.compile(r"registry (?P<host>\S+): no such host.*")
+_WHERE = r"(?:registry |GET https?://)(?P<host>[^/\s]+?)(?:/\S*)?"
+_REFUSED = re.compile(_WHERE + r": can't connect: (?:\[Errno \d+\] )?(?P<why>.*)")
+_NO_HOST = re.compile(_WHERE + r": no such host.*")
+_SCHEME = re.compile(r"GET (([a-z][a-z0-9+.-]*)://\S*): only http and https are fetched", re.IGNORECASE)
 _REGISTRY_SAYS = re.compile(r".*?: ([a-z_]+): (.*) \(HTTP \d+\)\Z", re.DOTALL)
 _HTTP = re.compile(r"GET (\S+): the server answered HTTP (\d+)")
 _STEPS: tuple[tuple[re.Pattern[str], str], ...] = (
@@ -84,14 +86,22 @@ def _download(message: str, step: str) -> str:
         phrase = HTTPStatus(number).phrase if number in {status.value for status in HTTPStatus} else ""
         return f"failed to GET {match[1]} with status {number} {phrase}".rstrip()
     url = next((word for word in step.split() if word.startswith(("http://", "https://"))), "")
-    return unreachable(message, url) if url and message.startswith("registry ") else ""
+    lost = _REFUSED.match(message) or _NO_HOST.match(message)
+    return unreachable(message, url) if url and lost else ""
+
+
+def download_failed(message: str, url: str) -> str:
+    """What kept a root file system from being fetched, as Go's HTTP client says it."""
+    if match := _SCHEME.match(message):
+        return f'Get "{match[1]}": unsupported protocol scheme "{match[2]}"'
+    return _download(message, f"ADD {url} /") or message
 
 
 def unreachable(message: str, url: str = "") -> str:
     """A connection that can't be made, as Go's HTTP client says it; other messages as they are."""
     if match := _REFUSED.match(message):
         host = match["host"]
-        scheme = "http" if host.startswith(LOOPBACK) else "https"
+        scheme = url.partition(":")[0] or ("http" if host.startswith(LOOPBACK) else "https")
         port = "" if re.search(r":\d+\Z", host) else ":80" if scheme == "http" else ":443"
         why = "connection refused" if "Connect call failed" in match["why"] else match["why"].lower()
         return f'Get "{url or f"{scheme}://{host}/v2/"}": dial tcp {host}{port}: connect: {why}'
@@ -141,11 +151,8 @@ def remote_failed(message: str, url: str) -> str:
     """A remote context that couldn't be had."""
     if message.startswith("git "):
         return f"error fetching: {message}"
-    if _HTTP.match(message):
-        return f"error downloading remote context {url}: {_download(message, '')}"
-    if message.startswith("registry "):
-        return f"error downloading remote context {url}: {unreachable(message, url)}"
-    return message
+    said = _download(message, f"ADD {url} /")
+    return f"error downloading remote context {url}: {said}" if said else message
 
 
 def refused_request(error: Mapping[str, Any], version: str = API_VERSION) -> str:

@@ -87,6 +87,8 @@ def test_a_pull_that_fails_says_what_dockerd_says(code: str, why: str, words: st
          "unable to find group x: no matching entries in group file"),
         ('"/no": not found in the source', "COPY --from=a /no /", "COPY failed: stat no: file does not exist"),
         (REFUSED, "ADD http://127.0.0.1:1/x /", "ADD failed: " + GET.format("http://127.0.0.1:1/x")),
+        ("GET http://127.0.0.1:1/x: can't connect: Connect call failed ('127.0.0.1', 1)", "ADD http://127.0.0.1:1/x /",
+         "ADD failed: " + GET.format("http://127.0.0.1:1/x")),
         ("GET http://h/x: the server answered HTTP 404", "ADD http://h/x /",
          "ADD failed: failed to GET http://h/x with status 404 Not Found"),
         ("h:1/a/b:v: " + REFUSED, "COPY --link --from=h:1/a/b:v x /",

@@ -1,0 +1,93 @@
+"""POST /images/create?fromSrc=URL: the daemon fetches a root file system itself."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from docker_engine import Engine
+
+GONE = 'Get "http://127.0.0.1:1/x": dial tcp 127.0.0.1:1: connect: connection refused'
+
+
+@pytest.fixture(scope="module")
+def server(busybox_tar: Path) -> Iterator[str]:
+    """``127.0.0.1:PORT`` with /root.tar, /cut.tar (half of it), /moved (to the first) and /inside."""
+    tar = busybox_tar.read_bytes()
+    bodies = {"/root.tar": tar, "/cut.tar": tar[: len(tar) // 2], "/text": b"no tar at all\n"}
+    places = {"/moved": "/root.tar", "/inside": "http://169.254.169.254/latest"}
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = bodies.get(self.path, b"")
+            place = places.get(self.path, "")
+            self.send_response(302 if place else 200 if body else 404)
+            if place:
+                self.send_header("Location", place)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: Any) -> None:
+            """Say nothing."""
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as served:
+        thread = threading.Thread(target=served.serve_forever)
+        thread.start()
+        yield f"127.0.0.1:{served.server_port}"
+        served.shutdown()
+        thread.join()
+
+
+def test_a_root_file_system_comes_by_url_and_its_progress_is_told(engine: Engine, server: str) -> None:
+    answer = engine("POST", f"/images/create?fromSrc=http://{server}/root.tar&repo=api/url&tag=x&changes=ENV%20A=b")
+    first, *between, last = answer.messages
+    assert first == {"status": f"Downloading from http://{server}/root.tar"}
+    assert {message["status"] for message in between} == {"Importing"}
+    assert between[-1]["progressDetail"]["current"] == between[-1]["progressDetail"]["total"]
+    details = json.loads(engine("GET", "/images/api/url:x/json").body)
+    assert (details["Id"], details["Config"]["Env"]) == (last["status"], ["A=b"])
+    assert details["Comment"] == f"Imported from http://{server}/root.tar"
+
+
+@pytest.mark.parametrize("path", ["/root.tar", "/moved"])
+def test_a_url_without_a_scheme_is_http_and_redirects_are_followed(
+    engine: Engine, server: str, path: str
+) -> None:
+    answer = engine("POST", f"/images/create?fromSrc={server}{path}")
+    assert answer.messages[0]["status"] == f"Downloading from http://{server}{path}"
+    assert answer.messages[-1]["status"].startswith("sha256:")
+
+
+@pytest.mark.parametrize(
+    ("source", "status", "message"),
+    [
+        ("http://{}/nosuch", 404, "failed to GET http://{}/nosuch with status 404 Not Found"),
+        ("http://127.0.0.1:1/x", 500, GONE),
+        ("ftp://a.example/b", 403, 'Get "ftp://a.example/b": unsupported protocol scheme "ftp"'),
+        ("file:///etc/passwd", 403, 'Get "file:///etc/passwd": unsupported protocol scheme "file"'),
+        ("http://", 400, "no host"),
+        ("http://%5B::1/x", 400, "not a URL"),
+        ("http://{}/inside", 403, "cloud metadata services are not read"),
+        ("http://{}/root.tar&changes=FOO%20x", 400, "FOO is not a valid change command"),
+    ],
+)
+def test_a_url_that_is_not_fetched_is_a_plain_error(
+    engine: Engine, server: str, source: str, status: int, message: str
+) -> None:
+    answer = engine("POST", f"/images/create?fromSrc={source.format(server)}&repo=api/no")
+    assert (answer.status, message.format(server) in answer.error) == (status, True), answer.body
+    assert engine("GET", "/images/api/no/json").status == 404
+
+
+@pytest.mark.parametrize("path", ["/cut.tar", "/text"])
+def test_what_is_no_root_file_system_is_told_inside_the_stream(engine: Engine, server: str, path: str) -> None:
+    answer = engine("POST", f"/images/create?fromSrc=http://{server}{path}&repo=api/no")
+    assert answer.status == 200
+    assert "errorDetail" in answer.messages[-1]
+    assert engine("GET", "/images/api/no/json").status == 404
