@@ -395,14 +395,9 @@ class Registry(Protocol):
 
     async def resolve(self, reference: Any, *, auth: Any = None) -> Fetched: ...
     async def head(self, reference: Any, *, auth: Any = None) -> Any: ...
+    def lenient(self, domain: str) -> Registry: ...
     def blob(
-        self,
-        reference: Any,
-        descriptor: Any,
-        *,
-        offset: int = 0,
-        auth: Any = None,
-        verify: bool = True,
+        self, reference: Any, descriptor: Any, *, offset: int = 0, auth: Any = None, verify: bool = True,
         mirrors: bool = True,
     ) -> AsyncGenerator[bytes, None]: ...
     async def push_blob(

@@ -25,7 +25,7 @@ from ..solver.job import Job
 from ..store import Store
 from ..store.leases import Lease
 from .publish import PinnedBlobs
-from .remote_cache import CONFIG_TYPE, CacheConfig, Imported, RemoteCaches, parse_ref
+from .remote_cache import CONFIG_TYPE, CacheConfig, Imported, RemoteCaches, parse_ref, registry_of
 
 ARTIFACT_TYPE = "application/vnd.ocibuildd.cache.v1"
 
@@ -111,9 +111,8 @@ class CacheExporter:
             layers=descriptors,
         ))
         if spec.type == "registry":
-            pusher = Pusher(
-                self.store.blobs, self.registry, parse_ref(spec), auth=self.auth, emit=emit
-            )
+            client = registry_of(spec, self.registry)
+            pusher = Pusher(self.store.blobs, client, parse_ref(spec), auth=self.auth, emit=emit)
             try:
                 await pusher.image(manifest, MEDIA_MANIFEST, config=config, layers=descriptors)
             finally:

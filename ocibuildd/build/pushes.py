@@ -39,6 +39,11 @@ class Destination:
     by_digest: bool = False
     output: OutputSpec | None = None
 
+    @property
+    def insecure(self) -> bool:
+        """May the registry speak plain HTTP, or show any certificate?"""
+        return self.output is not None and flag(self.output.attrs, "registry.insecure")
+
 
 class Pushes:
     """For one build.  destinations: none = nothing is pushed.  early: the layers of the store are what is pushed,
@@ -55,11 +60,13 @@ class Pushes:
         self._begun: dict[Reference, float] = {}
         self._pushers: dict[str, Pusher] = {}
         self._offered: set[LayerId] = set()
+        lax = {each.name.repository for each in self._destinations if each.insecure}
         for name in (destination.name for destination in self._destinations):
             # Names of one repository share its blobs.
             if name.repository not in self._pushers:
+                client = registry.lenient(name.domain) if name.repository in lax else registry
                 self._pushers[name.repository] = Pusher(
-                    store.blobs, registry, name, auth=auth, emit=self._emitter(name),
+                    store.blobs, client, name, auth=auth, emit=self._emitter(name),
                     on_failure=self._failed_early(name),
                 )
 

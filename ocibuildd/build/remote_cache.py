@@ -23,6 +23,7 @@ import msgspec
 from ..errors import BuildError, Corrupt, InvalidArgument
 from ..executor.image import name_of
 from ..executor.unpack import Unpacker
+from ..export.options import flag
 from ..model.digest import Digest
 from ..model.oci import MANIFEST_TYPES, Descriptor, Index
 from ..model.reference import Reference
@@ -254,7 +255,7 @@ class RemoteCaches:
                 Digest(digest) if digest else None,
             )
             return Layout.at(Path(path)), reference
-        return self.registry, parse_ref(spec)
+        return registry_of(spec, self.registry), parse_ref(spec)
 
     def listing(self, records: Sequence[Record]) -> tuple[CacheConfig, list[LayerId]]:
         """Records and their layers as a cache's config, and which layers these are, in its order."""
@@ -277,6 +278,12 @@ class RemoteCaches:
             for row in rows
         )
         return CacheConfig(1, layers, tuple(listed)), list(numbers)
+
+
+def registry_of(spec: CacheSpec, registry: Registry) -> Registry:
+    """The client for a registry cache: one that may be insecure, where the cache says so."""
+    lax = flag(spec.attrs, "registry.insecure")
+    return registry.lenient(parse_ref(spec).domain) if lax else registry
 
 
 def parse_ref(spec: CacheSpec) -> Reference:

@@ -21,7 +21,7 @@ LEVELS = {"gzip": 9, "zstd": 22, "none": 22}
 ATTRIBUTES = frozenset({
     "name", "push", "push-by-digest", "name-canonical", "dangling-name-prefix", "compression",
     "compression-level", "force-compression", "rewrite-timestamp", "oci-mediatypes", "tar", "store",
-    "unpack", "platform-split",
+    "unpack", "platform-split", "registry.insecure",
 })  # fmt: skip
 """What is known; ``annotation…`` comes in addition."""
 _TRUE = frozenset({"", "1", "t", "true"})

@@ -88,6 +88,19 @@ class RegistryClient:
     async def close(self) -> None:
         await self._transport.close()
 
+    def lenient(self, domain: str) -> RegistryClient:
+        """This client, but for which one registry may speak plain HTTP or show any certificate.
+
+        It shares connections, bounds and journal with this one, and ends with it."""
+        settings = replace(self.config.settings(domain), http=True, insecure=True)
+        registries = {**self.config.registries, domain: settings}
+        other = RegistryClient(
+            replace(self.config, registries=registries), self.credentials, self._journal,
+            transport=self._transport,
+        )  # fmt: skip
+        other._downloads, other._uploads = self._downloads, self._uploads
+        return other
+
     async def _target(
         self, endpoint: Endpoint, path: str, auth: Auths | None, *actions: str
     ) -> Target:

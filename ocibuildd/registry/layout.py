@@ -173,6 +173,10 @@ class Layout:
 
     # --- ports.Registry, the half that pulls --------------------------------------------------
 
+    def lenient(self, domain: str) -> Layout:  # noqa: ARG002
+        """There is nobody to be lenient with."""
+        return self
+
     async def resolve(self, reference: Reference, *, auth: object = None) -> Fetched:  # noqa: ARG002
         """The manifest or index that a reference's digest, else its tag, names."""
         descriptor = self.select(reference.tag or "", reference.digest)

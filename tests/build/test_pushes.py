@@ -37,6 +37,11 @@ class Registry:
         self.on_blob: Any = lambda: None
         self.gate: asyncio.Event | None = None
         self.bad = 0
+        self.lax: list[str] = []
+
+    def lenient(self, domain: str) -> Registry:
+        self.lax.append(domain)
+        return self
 
     async def resolve(self, reference: Any, **_: Any) -> Any:
         raise NotFound(f"{reference}: not found")
@@ -119,6 +124,14 @@ async def test_only_layers_of_the_image_are_pushed(pushing, registry, context):
     layers = {layer.digest for layer in pushing.store.layers.chain(image.chain)}
     assert set(registry.blobs) == layers | {image.id}
     assert built.events[-1]["outputs"] == [{"type": "registry", "dest": "host:5000/app:1"}]
+
+
+@pytest.mark.parametrize(("value", "lax"), [("true", ["host:5000"]), ("", ["host:5000"]), ("false", [])])
+async def test_a_registry_is_insecure_where_its_output_says_so(pushing, registry, context, value, lax):
+    output = OutputSpec("image", "", {"name": "host:5000/app:1", "push": "true", "registry.insecure": value})
+    built = (await pushing.build(context("FROM busybox\nENV lax=1\n"), outputs=(output,))).ok()
+    assert registry.lax == lax
+    assert not [e for e in built.events if e["type"] == "message"]
 
 
 async def test_a_push_without_a_name_is_refused_before_any_step_runs(pushing, context):

@@ -91,5 +91,6 @@ def test_annotations_need_oci_types_and_index_annotations_an_index():
 
 
 def test_attributes_that_mean_nothing_are_told():
-    attrs = {"name": "x", "annotation-index.a": "b", "compresion": "zstd", "registry.insecure": ""}
-    assert unused(OutputSpec("image", "", attrs)) == ["compresion", "registry.insecure"]
+    attrs = {"name": "x", "annotation-index.a": "b", "compresion": "zstd", "registry.insecur": ""}
+    assert unused(OutputSpec("image", "", attrs)) == ["compresion", "registry.insecur"]
+    assert unused(OutputSpec("image", "", {"registry.insecure": "true"})) == []

@@ -240,6 +240,17 @@ async def test_tls_unchecked_where_it_is_configured(start, make_client, tmp_path
     assert await push(client, f"{host}/a:v1", tmp_path)
 
 
+async def test_tls_unchecked_and_plain_http_for_one_push_alone(start, make_client, tmp_path, authority):
+    unknown, plain = await start(http=tls(authority, mutual=False)), await start()
+    strict = make_client(RegistryConfig({plain: RegistrySettings(ca=authority["ca"])}, attempts=1))
+    for host in (unknown, plain):
+        with pytest.raises(RegistryError):
+            await push(strict, f"{host}/a:v1", tmp_path)
+        assert await push(strict.lenient(host), f"{host}/a:v1", tmp_path)
+        with pytest.raises(RegistryError):
+            await strict.tags(Reference.parse(f"{host}/a"))
+
+
 async def test_a_client_certificate_is_shown(start, make_client, tmp_path, authority):
     host = await start(http=tls(authority, mutual=True))
     settings = RegistrySettings(ca=authority["ca"], cert=authority["cert"], key=authority["key"])
