@@ -291,6 +291,7 @@ def remove_below(parent_fd: int, name: bytes) -> tuple[int, int]:
     moved up first."""
     stack = [(_enter(parent_fd, name), name)]
     todo: list[list[bytes]] = []
+    fresh = b".deep-%s-" % os.urandom(8).hex().encode()  # no name that a step, or a removal cut short, has taken
     files = size = moved = 0
     try:
         while stack:
@@ -310,13 +311,8 @@ def remove_below(parent_fd: int, name: bytes) -> tuple[int, int]:
             child = todo[-1].pop()
             if len(stack) >= MAX_LEVELS:
                 moved += 1
-                os.rename(
-                    child,
-                    b".deep-%d-%d" % (os.getpid(), moved),
-                    src_dir_fd=fd,
-                    dst_dir_fd=stack[0][0],
-                )
-                todo[0].append(b".deep-%d-%d" % (os.getpid(), moved))
+                os.rename(child, fresh + b"%d" % moved, src_dir_fd=fd, dst_dir_fd=stack[0][0])
+                todo[0].append(fresh + b"%d" % moved)
             else:
                 stack.append((_enter(fd, child), child))
     finally:

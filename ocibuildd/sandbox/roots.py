@@ -19,7 +19,7 @@ from collections.abc import Sequence
 
 from .. import syscalls
 from ..errors import Unsupported
-from . import mounts
+from . import mounts, trees
 
 PROGRAM = "fuse-overlayfs"
 DEVICE = "/dev/fuse"
@@ -97,7 +97,8 @@ def _spawned(arguments: list[bytes]) -> tuple[int, str]:
 
 def translate(upper: bytes) -> None:
     """Make what fuse-overlayfs left in an upper directory what overlayfs would have.  Raises OSError."""
-    for _, _, files, fd in os.fwalk(upper):
+    for fd, entries in trees.walk(upper):
+        files = [os.fsencode(entry.name) for entry in entries if not entry.is_dir(follow_symlinks=False)]
         before = os.fstat(fd)
         reserved = [name for name in files if name.startswith(b".wh.")]
         for name in reserved:
