@@ -79,7 +79,7 @@ class Expander:
 
     def expand(self, word: str, env: Mapping[str, str]) -> Expansion:
         """Expand a word, and split it.  Raises Fault."""
-        if not self.special(word):
+        if not self.special(word) and "<<" not in word:
             return Expansion(word, [part for part in _SPACE.split(word) if part])
         scanner = _Scanner(self, SURROGATES.sub("\ufffd", word), env, split=True)
         text = scanner.run(word)
@@ -135,6 +135,10 @@ def _run_of(escape: str, quotes: str, stop: str) -> re.Pattern[str]:
     return re.compile(f"[^${quotes}{re.escape(escape)}{re.escape(stop)}]+")
 
 
+_ARROWS = re.compile(r"(<<[\t\r ]*|<)")
+"""``<<`` keeps the white space behind it in its word: ``RUN << EOF`` is a here-document, ``<<< EOF`` is none."""
+
+
 class _Words:
     """Collects the words of a text; raw text is never split."""
 
@@ -144,6 +148,13 @@ class _Words:
         self.words: list[str] = []
         self.parts: list[str] = []
         self.inside = False
+
+    def add_plain(self, text: str) -> None:
+        """What was written as it is: not the value of a variable."""
+        parts = _ARROWS.split(text) if "<<" in text else [text]
+        for index, part in enumerate(parts):
+            if part:
+                (self.add_raw if index % 2 else self.add)(part)
 
     def add(self, text: str) -> None:
         start = 0
@@ -216,18 +227,23 @@ class _Scanner:
             found = chunk.match(text, self.pos)
             if found is not None:
                 self.pos = found.end()
-                self._emit(found[0], out, words, raw=False)
+                self._emit(found[0], out)
+                if words is not None:
+                    words.add_plain(found[0])
                 continue
             char = text[self.pos]
             if char == stop:
                 self.pos += 1
                 return "".join(out)
             if char == "$":
-                self._emit(self.dollar(), out, words, raw=False)
+                value = self.dollar()
+                self._emit(value, out)
+                if words is not None:
+                    words.add(value)
             elif quotes and char == "'":
-                self._emit(self.single_quoted(), out, words, raw=True)
+                self._emit_raw(self.single_quoted(), out, words)
             elif quotes and char == '"':
-                self._emit(self.double_quoted(), out, words, raw=True)
+                self._emit_raw(self.double_quoted(), out, words)
             else:
                 self._escaped(out, words)
         if stop:
@@ -237,20 +253,23 @@ class _Scanner:
             self.words = words.words
         return "".join(out)
 
-    def _emit(self, text: str, out: list[str], words: _Words | None, *, raw: bool) -> None:
+    def _emit(self, text: str, out: list[str]) -> None:
         self.size += len(text)
         if self.size > MAX_RESULT:
             raise Fault(f"expansion gives more than {MAX_RESULT:,} characters")
         out.append(text)
+
+    def _emit_raw(self, text: str, out: list[str], words: _Words | None) -> None:
+        self._emit(text, out)
         if words is not None:
-            (words.add_raw if raw else words.add)(text)
+            words.add_raw(text)
 
     def _escaped(self, out: list[str], words: _Words | None) -> None:
         if self.raw_escapes:
-            self._emit(self.how.escape, out, words, raw=True)
+            self._emit_raw(self.how.escape, out, words)
         self.pos += 1
         if self.pos < self.end:  # a token at the end goes
-            self._emit(self.text[self.pos], out, words, raw=True)
+            self._emit_raw(self.text[self.pos], out, words)
             self.pos += 1
 
     def single_quoted(self) -> str:

@@ -23,7 +23,7 @@ MAX_DESCRIPTOR = 2**64 - 1
 DIRECTIVES = ("syntax", "escape", "check")
 
 _DIRECTIVE = re.compile(r"([a-zA-Z][a-zA-Z0-9]*)[ \t\n\f\r]*=[ \t\n\f\r]*(.+?)[ \t\n\f\r]*\Z")
-_HEREDOC = re.compile(r"([0-9]*)<<(-?)([^<]*)\Z")
+_HEREDOC = re.compile(r"([0-9]*)<<(-?)[\t\n\f\r ]*([^<]*)\Z")
 _LEADING_TABS = re.compile(r"(?m)^\t+")
 _WITH_HEREDOCS = frozenset({"add", "copy", "run"})
 
@@ -216,7 +216,7 @@ def heredocs_of(line: str) -> list[Heredoc]:
 
 
 def parse_heredoc(word: str) -> Heredoc | None:
-    """``3<<-"EOF"`` → its parts; None for another word.  Raises Fault."""
+    """``3<<-"EOF"`` or ``<< EOF`` → its parts; None for another word.  Raises Fault."""
     found = _HEREDOC.match(word)
     if found is None or not found[3]:
         return None
