@@ -8,6 +8,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+from patience import PATIENCE
 
 from ocibuildd.api.frames import CONTENT_TYPE, END, ERROR, EXIT, SIGNAL, SPEC, STDERR, STDIN, STDOUT
 from ocibuildd.api.services import Services
@@ -41,7 +42,7 @@ def job(served: Services) -> Callable[[Any], None]:
     served.images.find = lambda _: SimpleNamespace(chain=(1,), id="sha256:" + "a" * 64)
     config = ImageConfig(config=ContainerConfig(cmd=("sh",)))
     served.images.inspect = lambda _: SimpleNamespace(config=config)
-    served.store.leases = SimpleNamespace(new=lambda _: lease)
+    served.store.leases = SimpleNamespace(new=lambda name, *, passing: lease)
 
     async def ensure(_: Any) -> list[str]:
         return ["t1"]
@@ -130,7 +131,7 @@ async def test_a_client_that_leaves_ends_the_process(call: Call, job: Any, serve
     answer = await call("POST", "/v1/run", data=SPEC_FRAME + frame(END), headers=HEADERS)
     await answer.content.readexactly(6)
     answer.close()
-    assert await asyncio.wait_for(ended.wait(), 2)
+    assert await asyncio.wait_for(ended.wait(), PATIENCE)
 
 
 async def test_what_the_sandbox_refuses_is_an_error_frame(call: Call, job: Any) -> None:

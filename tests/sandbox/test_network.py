@@ -326,10 +326,12 @@ def test_a_dead_worker_is_replaced():
     def scenario():
         network = netlab.network()
         network.lease("default")
-        os.kill(network._pid, signal.SIGKILL)
-        time.sleep(0.1)
-        network.handle()
+        before = network._pid
+        os.kill(before, signal.SIGKILL)
         network._restart_at = 0.0
+        # Noticed once its socket is closed, however long the dying takes; then another one is started.
+        wait_until(lambda: network.handle() or network._pid not in (before, 0), 20)
+        network.settle()
         lease = network.lease("default")
         seen = inside(lease, lambda: reach(netlab.SERVER, 80))
         network.close()
