@@ -27,6 +27,8 @@ from .services import Services, services
 
 CHECK_BATCH = 64
 """Blobs that are verified in one go of a thread."""
+PRUNE_PATIENCE = 0.25
+"""Seconds that a prune waits for the files of what it removed (``Maintenance.collect``)."""
 _CACHE_FILTERS = frozenset({
     "id", "type", "description", "inuse", "shared", "private", "parents", "mutable", "immutable",
 })
@@ -120,6 +122,7 @@ def removal(item: Removal) -> dict[str, Any]:
 def outcome(done: Outcome) -> dict[str, Any]:
     return {
         "deleted": [removal(item) for item in done.removals], "space": done.freed, "garbage": done.garbage,
+        "pending": 0 if done.dry_run else done.pending,
         "used": done.used, "seconds": round(done.seconds, 3), "dry_run": done.dry_run,
     }
 
@@ -130,8 +133,9 @@ async def prune(request: web.Request) -> web.Response:
     served, policies = services(request), policies_for(body)
     if body.all and body.what != "images" and not body.dry_run:
         served.builds.drop_failed()
-    # Who asks for space has it when the answer comes.
-    done = await served.maintenance.collect(policies, dry_run=body.dry_run, wait=True)
+    done = await served.maintenance.collect(
+        policies, dry_run=body.dry_run, wait=True, patience=PRUNE_PATIENCE
+    )
     return reply(outcome(done))
 
 

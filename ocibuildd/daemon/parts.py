@@ -162,5 +162,6 @@ class Parts:
     async def close(self) -> None:
         """After the builds have ended."""
         await self.builds.close()
+        await self.maintenance.close()
         await self.fetcher.close()
         await self.registry.close()

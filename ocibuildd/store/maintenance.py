@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from ..errors import BuildError, NoSpace
-from ..runtime import in_thread, until_done
+from ..runtime import in_thread, spawn, until_done
 from .db import checkpoint
 from .gc import Plan, planning
 from .policy import Policy
@@ -88,6 +88,8 @@ class Maintenance:
         """Bytes on the disk when cache mounts were measured last."""
         self._collecting = asyncio.Lock()
         self._emptying = asyncio.Lock()
+        self._giving: set[asyncio.Task[None]] = set()
+        """Giving the disk back what collections took."""
         self._wake = asyncio.Event()
         self._collected = time.monotonic()
         self._gave_up = 0.0
@@ -192,21 +194,26 @@ class Maintenance:
             await in_thread(checkpoint, self.store.db.path, truncate=False)
 
     async def collect(
-        self, policies: Sequence[Policy] | None = None, *, dry_run: bool = False, wait: bool = False
+        self, policies: Sequence[Policy] | None = None, *, dry_run: bool = False, wait: bool = False,
+        patience: float | None = None,
     ) -> Outcome:
-        """Apply policies (None: the configured ones; (): only what nobody holds).  ``wait``: also until
-        the files are gone, which otherwise happens in the background."""
+        """Apply policies (None: the configured ones; (): only what nobody holds).
+
+        ``wait``: also until the files are gone, which otherwise happens in the background.  ``patience``:
+        not longer than so many seconds after the rows are, unless the disk needs the space (None: as long
+        as it takes); the files go on going, and ``Outcome.pending`` says how many bytes there are still."""
         await self.measure()
         async with self._collecting:
             policies = self.policies if policies is None else policies
+            free = self.store.space.disk().free
             try:
-                steps = collecting(self.store, policies, dry_run=dry_run)
+                steps = collecting(self.store, policies, dry_run=dry_run, later=True)
                 outcome = await drive(steps, every=CHECKPOINT_STEPS, also=self._checkpoint)
             except NoSpace:
                 # Not even the log of what goes could be written: once more, without the ballast.
                 if dry_run or not self.store.space.drop_ballast():
                     raise
-                steps = collecting(self.store, policies)
+                steps = collecting(self.store, policies, later=True)
                 outcome = await drive(steps, every=CHECKPOINT_STEPS, also=self._checkpoint)
         if dry_run:
             return outcome
@@ -217,13 +224,67 @@ class Maintenance:
                 "collected %d things, %d bytes in %.3f s",
                 len(outcome.removals), outcome.freed, outcome.seconds,
             )
-        if wait:
-            await self.empty_trash()
-            await self.shrink(len(outcome.removals))
-            self.store.space.make_ballast()
-        else:
+        if not wait:
+            await self._clear(outcome)
             self.poke()
+            return outcome
+        others = set(self._giving)
+        giving = spawn(self._giving, asyncio.ensure_future(self._give_back(outcome)))
+        giving.add_done_callback(self._given_back)
+        if patience is not None and outcome.freed < free and not self.store.space.is_full:
+            await asyncio.wait({giving}, timeout=patience)
+        else:
+            await asyncio.wait({giving, *others})  # what they have in hand is wanted too
+        if giving.done():
+            giving.result()
         return outcome
+
+    async def _clear(self, outcome: Outcome) -> None:
+        """What lost its row, into the trash or away; all of it, also where this is cancelled."""
+        try:
+            await drive(outcome.files.going(self.store, outcome))
+        finally:
+            outcome.files.go(self.store, outcome)
+
+    async def _give_back(self, outcome: Outcome) -> None:
+        """The disk's space.  Trees go (on another processor) while blobs do, and the database becomes smaller."""
+        files = outcome.files
+        outcome.pending = outcome.freed
+        blobs = sum(size for _, size in files.blobs)
+        try:
+            await drive(files.moving_trees(self.store, outcome))
+            parts = await asyncio.gather(
+                self._empty(outcome, outcome.freed - blobs), self._clear(outcome),
+                self.shrink(len(outcome.removals)), return_exceptions=True,
+            )
+        finally:
+            files.go(self.store, outcome)
+        for failed in parts:
+            if failed is not None:
+                raise failed
+        await self.empty_trash()  # large blobs
+        outcome.pending = 0
+        self.store.space.make_ballast()
+
+    async def _empty(self, outcome: Outcome, size: int) -> None:
+        """The trash; ``size`` bytes of what was collected are in it."""
+        await self.empty_trash()
+        outcome.pending -= size
+
+    def _given_back(self, giving: asyncio.Task[None]) -> None:
+        """What went wrong when nobody waited any more is tried again."""
+        error = None if giving.cancelled() else giving.exception()
+        if error is not None:
+            log.warning("maintenance: %s", error)
+            self.poke()
+
+    async def close(self) -> None:
+        """Let nothing go on.  What lost its row is at least in the trash then, which the next start empties."""
+        tasks = set(self._giving)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
 
     async def explain(self, policies: Sequence[Policy] | None = None) -> Plan:
         """What ``collect`` would take now, and why."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from ..errors import Conflict, NoSpace
 from ..model.digest import Digest
+from .blobs import LARGE
 from .failpoints import hit
 from .gc import Plan, Removal, planning, releasing_graph
 from .policy import Policy
@@ -32,11 +33,50 @@ T = TypeVar("T")
 
 
 @dataclass(slots=True)
+class Files:
+    """Whose rows are gone and whose files are not.  blobs: with their sizes.  Each way out of here goes
+    on where it was when it is begun again."""
+
+    trees: list[str] = field(default_factory=list)
+    blobs: list[tuple[Digest, int]] = field(default_factory=list)
+    mounts: list[str] = field(default_factory=list)
+
+    def moving_mounts(self, store: Store, outcome: Outcome) -> Generator[None, None, None]:
+        """Cache mounts, into the trash."""
+        return _timed(self.mounts, lambda name: outcome.note(store.cache_mounts.trash(name)))
+
+    def moving_trees(self, store: Store, outcome: Outcome) -> Generator[None, None, None]:
+        """Trees, into the trash."""
+        return _timed(self.trees, lambda tree: outcome.note(store.trees.trash(tree)))
+
+    def unlinking(self, store: Store, outcome: Outcome) -> Generator[None, None, None]:
+        """Small blobs, for good; large ones, into the trash."""
+
+        def unlink(blob: tuple[Digest, int]) -> None:
+            outcome.blobs += store.blobs.trash_forgotten(*blob)
+            outcome.pending -= blob[1] if blob[1] < LARGE else 0
+
+        return _timed(self.blobs, unlink)
+
+    def going(self, store: Store, outcome: Outcome) -> Generator[None, None, None]:
+        """All of them."""
+        yield from self.moving_mounts(store, outcome)
+        yield from self.moving_trees(store, outcome)
+        yield from self.unlinking(store, outcome)
+
+    def go(self, store: Store, outcome: Outcome) -> None:
+        """All of them, now."""
+        for _ in self.going(store, outcome):
+            pass
+
+
+@dataclass(slots=True)
 class Outcome:
     """What a collection did.  removals: what went (or would go, ``dry_run``).  freed: bytes, by the rows;
     kept: removals that were called off because somebody wanted the thing meanwhile.  used: before.
     garbage: the part of ``freed`` that nothing held to begin with, as planned.
-    trees: paths in the trash that only nsd can delete."""
+    trees: paths in the trash that only nsd can delete.  files: of what went, those that are still there;
+    pending: bytes of them, and of what is in the trash, for whoever empties it to count down."""
 
     removals: list[Removal] = field(default_factory=list)
     freed: int = 0
@@ -48,6 +88,8 @@ class Outcome:
     seconds: float = 0.0
     dry_run: bool = False
     trees: list[Path] = field(default_factory=list)
+    files: Files = field(default_factory=Files)
+    pending: int = 0
 
     def count_kept(self) -> None:
         """One removal called off."""
@@ -57,13 +99,20 @@ class Outcome:
         """One layer more."""
         self.layers += 1
 
+    def note(self, path: Path | None) -> None:
+        """A directory in the trash, where there was one."""
+        if path is not None:
+            self.trees.append(path)
+
 
 def collecting(
-    store: Store, policies: Sequence[Policy], *, dry_run: bool = False, now: float | None = None
+    store: Store, policies: Sequence[Policy], *, dry_run: bool = False, now: float | None = None,
+    later: bool = False,
 ) -> Generator[None, None, Outcome]:
     """Survey, plan, carry out; yields every few milliseconds.  Only one at a time (the caller's lock).
 
-    With no policies only what nobody holds goes.  Raises InvalidArgument (a filter), Corrupt; NoSpace only
+    With no policies only what nobody holds goes.  later: no more than the rows (for good) and the names of
+    cache mounts; the caller sees to ``Outcome.files``.  Raises InvalidArgument (a filter), Corrupt; NoSpace only
     if the disk stays full without the ballast too.
     """
     started = time.monotonic()
@@ -78,16 +127,18 @@ def collecting(
             outcome.layers, outcome.blobs = len(decided.layers), len(decided.blobs)
         else:
             yield from releasing_graph(graph)
-            yield from _carry_out(store, decided, outcome, now)
+            yield from _carry_out(store, decided, outcome, now, later=later)
     finally:
         store.held.unwatch()
     outcome.seconds = time.monotonic() - started
     return outcome
 
 
-def _carry_out(store: Store, decided: Plan, outcome: Outcome, now: float) -> Generator[None, None, None]:
+def _carry_out(
+    store: Store, decided: Plan, outcome: Outcome, now: float, *, later: bool
+) -> Generator[None, None, None]:
     before = store.used
-    files = _Files()
+    files = outcome.files
 
     def remove(item: Removal) -> None:
         if _remove(store, item, now):
@@ -114,40 +165,27 @@ def _carry_out(store: Store, decided: Plan, outcome: Outcome, now: float) -> Gen
         store.db.barrier()
         hit("gc.after-barrier")
         yield
-        yield from files.going(store, outcome)
+        # At once: whoever asks for one of them again finds it empty.
+        yield from files.moving_mounts(store, outcome)
+        if not later:
+            yield from files.going(store, outcome)
     except GeneratorExit:
         # Whoever waited was cancelled: what has lost its row goes all the same.
         store.db.barrier()
-        for _ in files.going(store, outcome):
-            pass
+        files.go(store, outcome)
         raise
     outcome.freed = before - store.used
 
 
-@dataclass(slots=True)
-class _Files:
-    """Whose rows are gone and whose files are not.  blobs: with their sizes."""
-
-    trees: list[str] = field(default_factory=list)
-    blobs: list[tuple[Digest, int]] = field(default_factory=list)
-    mounts: list[str] = field(default_factory=list)
-
-    def going(self, store: Store, outcome: Outcome) -> Generator[None, None, None]:
-        """Into the trash with them, a slice at a time; begun again, it goes on where it was."""
-        deadline = time.monotonic() + SLICE_SECONDS
-        while self.trees or self.blobs or self.mounts:
-            path = None
-            if self.trees:
-                path = store.trees.trash(self.trees.pop())
-            elif self.blobs:
-                outcome.blobs += store.blobs.trash_forgotten(*self.blobs.pop())
-            else:
-                path = store.cache_mounts.trash(self.mounts.pop())
-            if path is not None:
-                outcome.trees.append(path)
-            if time.monotonic() > deadline:  # a name's going takes 20 µs, or milliseconds on a busy disk
-                yield
-                deadline = time.monotonic() + SLICE_SECONDS
+def _timed(items: list[T], each: Callable[[T], None]) -> Generator[None, None, None]:
+    """``each`` for all items, which it takes out of the list, a slice at a time: a name's going takes 20 µs, or
+    milliseconds on a busy disk."""
+    deadline = time.monotonic() + SLICE_SECONDS
+    while items:
+        each(items.pop())
+        if time.monotonic() > deadline:
+            yield
+            deadline = time.monotonic() + SLICE_SECONDS
 
 
 def _sliced(store: Store, items: Iterable[T], each: Callable[[T], None]) -> Generator[None, None, None]:

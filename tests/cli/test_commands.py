@@ -177,6 +177,11 @@ def test_system_prune_as_scripts_call_it(fake: FakeDaemon, cli: Cli) -> None:
     assert fake.last("/v1/prune").json["all"] is True
 
 
+def test_a_prune_says_what_is_still_being_deleted(fake: FakeDaemon, cli: Cli) -> None:
+    fake.answers["POST /v1/prune"] = Answer({"deleted": [], "space": 12_000, "pending": 2_000})
+    assert "reclaimed space: 12kB\n2kB of it are still being deleted\n" in cli("system", "prune", "-af").out
+
+
 def test_doctor_ends_badly_when_something_is_missing(fake: FakeDaemon, cli: Cli) -> None:
     item = {"name": "newuidmap", "level": "missing", "found": "none", "cost": "c", "fix": "apt x"}
     fake.answers["GET /v1/doctor"] = Answer({"requirements": [item]})

@@ -55,6 +55,8 @@ def _prune(args: Args, what: str, warning: str) -> int:
             counts[item["kind"]] = counts.get(item["kind"], 0) + 1
         print("Deleted: " + ", ".join(f"{n} {kind}" for kind, n in sorted(counts.items())))
     print(f"Total reclaimed space: {size(done['space'])}")
+    if pending := int(str(done.get("pending", 0))):
+        print(f"{size(pending)} of it are still being deleted")
     return 0
 
 
