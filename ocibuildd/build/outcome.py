@@ -63,7 +63,7 @@ class ImageMaker:
 
     def final(self, stage: StagePlan) -> MadeImage:
         """The image of a stage."""
-        return self._make(stage, stage.image, len(stage.history), stage.vertex, None)
+        return self._make(stage, stage.image, len(stage.history), None)
 
     def intermediate(self, stage: StagePlan, number: int) -> MadeImage:
         """The image as it stood after the stage's step of this index."""
@@ -72,7 +72,7 @@ class ImageMaker:
             return replace(self.final(parent), stage=stage.index, step=0)
         step = stage.steps[number]
         template = msgspec.structs.replace(stage.image, config=step.config)
-        return self._make(stage, template, step.history, step.vertex, number)
+        return self._make(stage, template, step.history, number)
 
     def _parent(self, stage: StagePlan) -> StagePlan | None:
         """The stage that a FROM names."""
@@ -91,7 +91,7 @@ class ImageMaker:
         return self._outcomes[stage.base_vertex].chain
 
     def _make(
-        self, stage: StagePlan, template: ImageConfig, until: int, vertex: int | None, step: int | None
+        self, stage: StagePlan, template: ImageConfig, until: int, step: int | None
     ) -> MadeImage:
         base_layers: tuple[LayerBlob, ...] = ()
         if stage.base is not None and stage.base_vertex is not None:
@@ -107,8 +107,15 @@ class ImageMaker:
             template, stage.base, base_layers, lines, created=created, epoch=self._plan.epoch,
             keep_empty=self._keep_empty,
         )
-        chain = self._outcomes[vertex].chain if vertex is not None else ()
-        return MadeImage(composed, chain, lines[-1].created_by if lines else "", stage.index, step)
+        text = lines[-1].created_by if lines else ""
+        return MadeImage(composed, self._chain(stage, until), text, stage.index, step)
+
+    def _chain(self, stage: StagePlan, until: int) -> tuple[LayerId, ...]:
+        """The layers that the image's config names (without empty ones), of that base and those steps: who shared a
+        step with another build may stand on other layers of the same content."""
+        vertices = dict.fromkeys(item.vertex for item in stage.history[:until] if item.vertex is not None)
+        own = [self._outcomes[each].layer for each in vertices if each in self._outcomes]
+        return (*self.base_chain(stage), *(layer for layer in own if layer is not None))
 
     def _lines(self, stage: StagePlan, until: int) -> list[Line]:
         """The stage's own history; what was made for a shorter part of it is used again."""

@@ -305,19 +305,19 @@ class Solver:
         if record is None:
             return None
         standalone = record.value == "standalone"
-        chain = (*parent.chain, *record.chain) if standalone else record.chain
         identity = record.identity
         if standalone:
             identity = cache.layer_identity(parent.identity, record.identity)
+        # Its own layer only: the same content may stand on other layers here (--no-cache).
+        own = record.chain if standalone else record.chain[-1:] if identity != parent.identity else ()
+        chain = (*parent.chain, *own)
         try:
             job.hold(chain)
         except NotFound:
             return None
         job.used.add(trace.key)
         trace.cached, trace.made_by = True, record.build
-        changed = chain != parent.chain
-        added = chain[-1] if changed and chain else None
-        return Result(chain, identity, layer=added, created=record.created)
+        return Result(chain, identity, layer=own[-1] if own else None, created=record.created)
 
     def _why(self, job: Job, index: int, preimage: cache.Preimage) -> list[reasons.Reason]:
         """Why there is no record of this key."""
@@ -408,8 +408,8 @@ class Solver:
             chain = (*parent.chain, work.layer)
             same = cache.identity_key(identity, preimage.variant)
             earlier = None if run.job.vertices[run.vertex].ignore_cache else self._records.get(same)
-            if earlier is not None and self._held(run, earlier.chain):
-                chain, created = earlier.chain, earlier.created
+            if earlier is not None and self._held(run, earlier.chain[-1:]):
+                chain, created = (*parent.chain, *earlier.chain[-1:]), earlier.created
             else:
                 records.append(self._record(run, preimage, same, chain, identity, created, kind="internal"))
         own, value, known = chain, "", identity

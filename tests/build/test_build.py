@@ -9,7 +9,8 @@ from typing import Any
 
 from ocibuildd.image.lookup import list_images
 from ocibuildd.image.removal import remove
-from ocibuildd.model.digest import Digest
+from ocibuildd.model.digest import EMPTY_TAR, Digest
+from ocibuildd.model.oci import decode_config
 from ocibuildd.model.request import SecretSpec
 
 MULTI_STAGE = """\
@@ -47,8 +48,6 @@ async def test_the_image_has_config_history_and_name(bench: Any, context: Any) -
     built = (await bench.build(path, tags=("app:1",), labels={"l": "m"})).ok()
     name = bench.store.images.resolve("docker.io/library/app:1")
     assert str(name.image) == built.info.image
-    from ocibuildd.model.oci import decode_config
-
     config = decode_config(bench.store.blobs.read(name.image))
     assert config.config.cmd == ("x",)
     assert config.config.labels == {"l": "m"}
@@ -254,6 +253,20 @@ async def test_no_cache_runs_everything_again(bench: Any, context: Any) -> None:
     path = context("FROM busybox\nRUN echo a\nRUN echo b\n")
     (await bench.build(path)).ok()
     assert len((await bench.build(path, no_cache=True)).ran) == 2
+
+
+async def test_an_image_of_new_layers_and_cached_steps_is_of_one_chain(bench: Any, context: Any) -> None:
+    path = context(
+        "FROM busybox AS a\nRUN mkdir /e && touch /e/f\nWORKDIR /e\n"
+        "FROM a\nWORKDIR /new\nCOPY f /copied\n", {"f": "x"},
+    )
+    for no_cache in (False, True, False):
+        built = (await bench.build(path, no_cache=no_cache)).ok()
+        image = bench.store.images.get(Digest(built.info.image))
+        rootfs = decode_config(bench.store.blobs.read(image.id)).rootfs
+        layers = [layer.diff_id for layer in bench.store.layers.chain(image.chain)]
+        assert layers == [diff_id for diff_id in rootfs.diff_ids if diff_id != EMPTY_TAR]
+        assert len(layers) == 4
 
 
 async def test_host_network_wants_both_leaves(bench: Any, context: Any) -> None:
