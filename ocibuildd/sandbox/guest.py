@@ -216,8 +216,8 @@ def _grow_shm(size: int) -> None:
 def _working_directory(resolver: mounts.Resolver, path: str) -> int:
     try:
         return resolver.ensure(path.encode("utf-8", "surrogateescape"), is_dir=True, keep=True)
-    except OSError as error:
-        raise errors.InvalidArgument(f"working directory {path}: {error.strerror}") from None
+    except errors.InvalidArgument as error:
+        raise errors.InvalidArgument(f"working directory {error.message}") from None
 
 
 def _own_directory(resolver: mounts.Resolver, name: bytes) -> int:
@@ -372,7 +372,7 @@ def _image_file(resolver: mounts.Resolver, path: bytes) -> bytes:
         return b""
     with open(fd, "rb") as file:
         info = os.fstat(fd)
-        if not stat.S_ISREG(info.st_mode):
+        if not stat.S_ISREG(info.st_mode) or info.st_dev in resolver.virtual:
             raise errors.InvalidArgument(f"/{path.decode()}: not a regular file in the image")
         if info.st_size > users.MAX_FILE:
             raise errors.TooLarge(f"/{path.decode()}: {info.st_size} bytes, at most {users.MAX_FILE}")

@@ -24,6 +24,11 @@ MAX_LOWERS = 500
 MAX_SYMLINKS = 40
 """As the kernel's own MAXSYMLINKS."""
 
+IMPASSABLE = frozenset({
+    errno.ELOOP, errno.ENOTDIR, errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG,
+})
+"""What an image is to blame for when a path can't be had in it; ELOOP: also a link of the kernel's, in /proc."""
+
 OPTION_BYTES = 4095
 """mount(2) cuts its options there, silently."""
 
@@ -199,12 +204,18 @@ class Resolver:
         """A path descriptor of ``path``; missing parts are made (directories 0755 root:root).
 
         A dangling symlink is followed inside the root, and its target made.  keep: not a placeholder.
-        Raises InvalidArgument when it is no directory and should be (or the other way round).
+        Raises InvalidArgument when it is no directory and should be (or the other way round), or when the image has
+        links or file systems on the way that allow no such path; OSError.
         """
         try:
-            fd = self.find(path)
-        except FileNotFoundError:
-            fd = self._walk(path, is_dir=is_dir, mode=mode, keep=keep)
+            try:
+                fd = self.find(path)
+            except FileNotFoundError:
+                fd = self._walk(path, is_dir=is_dir, mode=mode, keep=keep)
+        except OSError as error:
+            if error.errno not in IMPASSABLE:
+                raise
+            raise InvalidArgument(f"{os.fsdecode(path)}: in the image: {os.strerror(error.errno)}") from None
         found_dir = stat.S_ISDIR(os.fstat(fd).st_mode)
         if found_dir != is_dir:
             os.close(fd)
@@ -232,12 +243,12 @@ class Resolver:
                     continue
                 if info.st_dev in self.virtual:
                     os.close(fd)
-                    raise OSError(errno.ELOOP, f"{os.fsdecode(path)}: a link of the kernel's")
+                    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
                 links += 1
                 target = os.readlink(b"", dir_fd=fd)
                 os.close(fd)
                 if links > MAX_SYMLINKS:
-                    raise OSError(errno.ELOOP, f"{os.fsdecode(path)}: {os.strerror(errno.ELOOP)}")
+                    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
                 if target.startswith(b"/"):
                     while len(stack) > 1:
                         os.close(stack.pop())

@@ -49,8 +49,10 @@ def test_a03_a23_a_shared_cache_whose_directories_turn_to_links_leads_nowhere(bo
     shared = cache(box, f"race-{row}", "/data")
     box.run("mkdir -p /data/a/b", mounts=[shared])
     nested = [shared, {"kind": "tmpfs", "target": "/data/a/b", "readonly": False}]
-    victim = box.spec(["/bin/sh", "-c", f"touch /data/a/b/inside; cat {canary}/file; ls {canary}"], mounts=nested)
+    look = "grep -c '/b rw.* tmpfs ' /proc/self/mountinfo"
+    victim = box.spec(["/bin/sh", "-c", f"touch /data/a/b/inside; cat {canary}/file; ls {canary}; {look}"], mounts=nested)
     attack = swapper(box, "/data", "a", f"{canary}", 1.5, [shared])
+    before = canary.stat().st_ctime_ns
 
     async def race():
         import asyncio
@@ -68,6 +70,30 @@ def test_a03_a23_a_shared_cache_whose_directories_turn_to_links_leads_nowhere(bo
     assert int(attacker.out) >= 1000
     assert len(seen) > 5
     assert not any("untouched" in text for text in seen)
+    assert canary.stat().st_ctime_ns == before, "something was made there, and taken away again"
+
+
+@pytest.mark.parametrize("link", ["{canary}", "../../../../../../..{canary}", "/proc/1/root{canary}"])
+@pytest.mark.parametrize("there", [False, True])
+def test_a03_a_mount_point_behind_a_link_is_made_inside(box, canary, link, there):
+    """What the race is for, without it: the link is there when the mount is made.  The host has the directory, or not."""
+    link = link.format(canary=canary)
+    lowers = box.variant({"a": f"->{link}"})
+    if there:
+        (canary / "b").mkdir()
+    before = canary.stat().st_ctime_ns
+    try:
+        mount = {"kind": "tmpfs", "target": "/a/b", "readonly": False}
+        if link.startswith("/proc"):
+            with pytest.raises(BuildError, match="/a/b"):
+                box.run("true", lowers=lowers, mounts=[mount])
+        else:
+            points = [line.split()[4] for line in box.run("cat /proc/self/mountinfo", lowers=lowers, mounts=[mount]).out.splitlines()]
+            assert f"{canary}/b" in points
+        assert canary.stat().st_ctime_ns == before, "something was made there, and taken away again"
+    finally:
+        if there:
+            (canary / "b").rmdir()
 
 
 @pytest.mark.parametrize("link", ["/", "../../../../../../..", "/proc/1/root", "/proc/self/root"])
@@ -171,6 +197,30 @@ def test_a19_a_user_database_that_is_no_file_does_not_block(box, name, kind):
     assert time.monotonic() - start < 5
 
 
+@pytest.mark.parametrize("link", ["/proc/self/environ", "/proc/1/status", "/proc/self/fd/0"])
+def test_a18_a_user_database_is_no_file_of_the_kernel_s(box, link):
+    with pytest.raises(BuildError, match="/etc/passwd"):
+        box.run("id", lowers=box.variant({"etc/passwd": f"->{link}"}), user="alice")
+
+
+IMPASSABLE = {"loop": "/etc/{name}", "of the kernel": "/proc/self/fd/0", "read-only": "/sys/x", "through a file": "/etc/passwd/x"}
+
+
+@pytest.mark.parametrize("name", ["resolv.conf", "hosts", "hostname"])
+@pytest.mark.parametrize("link", IMPASSABLE.values(), ids=IMPASSABLE)
+def test_a07_a_file_of_ours_that_has_no_place_in_the_image_is_named(box, name, link):
+    lowers = box.variant({f"etc/{name}": "->" + link.format(name=name)})
+    with pytest.raises(BuildError, match=f"/etc/{name}: in the image: "):
+        box.run("true", lowers=lowers)
+
+
+@pytest.mark.parametrize("kind", [tarfile.FIFOTYPE, tarfile.CHRTYPE])
+def test_a07_a_file_of_ours_covers_whatever_is_no_directory(box, kind):
+    info = tarfile.TarInfo("etc/hostname")
+    info.type = kind
+    assert box.run("cat /etc/hostname", lowers=box.variant({"etc/hostname": info})).out == "box\n"
+
+
 def test_a20_a_number_is_never_taken_for_a_name(box):
     lowers = box.variant({"etc/passwd": b"1000:x:0:0::/:/bin/sh\n4242:x:0:0::/:/bin/sh\n"})
     assert box.run("id -u", lowers=lowers, user="4242").out.strip() == "4242"
@@ -209,6 +259,20 @@ def test_a24_a_placeholder_is_removed_only_where_it_was_made(box, canary):
     finally:
         (inner / "c").rmdir()
         inner.rmdir()
+
+
+def test_a24_what_a_step_put_in_the_place_of_a_placeholder_is_its_own(box):
+    """Moved away and made anew, empty: it must not be taken for ours."""
+    tree = "p" + os.urandom(8).hex()
+    mounts = [{"kind": "tmpfs", "target": "/a/b/c", "readonly": False},
+              {"kind": "secret", "target": "/x/y/z", "data": "", "readonly": True}]
+    result = box.run("mv /a/b /a/old; mkdir /a/b; mv /x /old; mkdir -p /x/y; touch /x/y/z", mounts=mounts, tree=tree)
+    assert result.code == 0, result.out
+    upper = box.state / "trees" / tree / "fs"
+    assert (upper / "a/b").is_dir()
+    assert (upper / "x/y/z").is_file()
+    assert not (upper / "a/old/c").exists()
+    assert not (upper / "old/y/z").exists()
 
 
 FUZZ = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -74,14 +75,36 @@ def test_a02_no_descriptor_leaks_into_a_step(box):
     assert seen == [0, 1, 2]
 
 
-@pytest.mark.parametrize("fd", range(3, 51))
+LEAKY = """
+import os, socket, sys
+sys.path[:] = {path!r}
+from ocibuildd.sandbox import guest, spec, step, users
+os.dup2(0, 40, inheritable=True); os.dup2(0, 41, inheritable=True)
+step.keep_only({{0, 1, 2, 41}})
+print(sorted(int(fd) for fd in os.listdir("/proc/self/fd") if os.path.lexists(f"/proc/self/fd/{{fd}}")), flush=True)
+ours, theirs = socket.socketpair()
+os.dup2(0, 40, inheritable=True)
+plan = spec.plan({spec!r})
+guest._harden(ours, plan, users.Identity(os.getuid(), os.getgid(), (), "/"), None, single=True)
+os.execv("/bin/ls", ["ls", "-x", "/proc/self/fd"])
+"""
+
+
+def test_a02_what_is_open_by_mistake_is_closed_at_birth_and_once_more_before_the_command(box):
+    """Both would have to fail, and somebody forget O_CLOEXEC, for the test above this to see a descriptor."""
+    program = LEAKY.format(path=sys.path, spec=box.spec(["/bin/true"]))
+    command = [sys.executable, "-I", "-S", "-c", program]
+    out = subprocess.run(command, capture_output=True, text=True, check=True, stdin=subprocess.DEVNULL).stdout
+    assert out.splitlines()[0] == "[0, 1, 2, 41]"
+    assert out.splitlines()[1].split() == ["0", "1", "2", "3"]  # 3 is the directory that ls reads
+
+
+@pytest.mark.parametrize("fd", [*range(3, 21), 50])
 def test_a02_a_working_directory_behind_a_descriptor_is_not_the_host_s(box, fd):
-    try:
-        result = box.run("pwd; ls /proc/self/cwd/../../../../..", cwd=f"/proc/self/fd/{fd}")
-    except (BuildError, OSError):
-        return  # refused before anything ran
-    assert result.code != 0 or "busybox" not in result.out
-    assert not (result.code == 0 and "boot" in result.out.split())
+    """No link of the kernel's is followed.  (Were one, the path would be "(unreachable)/…" after pivot_root, which the
+    guest refuses too: a second bolt, that no image gets to.)"""
+    with pytest.raises(BuildError, match="working directory"):
+        box.run("pwd; ls /proc/self/cwd/../../../../..", cwd=f"/proc/self/fd/{fd}")
 
 
 def test_a02_no_descriptor_that_a_sandbox_is_given_is_a_way_out(box, canary):
