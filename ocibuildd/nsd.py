@@ -145,10 +145,13 @@ def _of_root() -> bool:
 def checksum(site: Site, args: Arguments, fds: list[int]) -> dict[str, Any]:
     """The content of a selection of files.
 
-    With ``local`` {scan, remember, known}, descriptors: of a context on this machine, whose selection goes to the first
-    of them, fingerprints to the second where they are new (``changed``); the third, if any, has those known."""
+    With ``local`` {scan, remember, known, memory, remembered}, descriptors: of a context on this machine, whose
+    selection goes to the first of them, fingerprints to the second where they are new (``changed``), a memory
+    (``layer.recall``) to ``memory`` (``kept``: it has one).  ``known`` and ``remembered``, if any, have those of
+    before; where nothing changed since (``recalled``), nothing is written."""
     from .layer import checksum as layer
-    from .layer.fingerprints import Fingerprints
+    from .layer import recall
+    from .layer.fingerprints import Fingerprints, now
     from .layer.scan import Scan
 
     with _sources(site, [args["source"]], fds) as sources:
@@ -157,13 +160,18 @@ def checksum(site: Site, args: Arguments, fds: list[int]) -> dict[str, Any]:
             return dict(layer.checksum(sources[0], args["copy"], **_options(site)))
         if not _of_root():
             syscalls.capset((), ())  # what the user may not read himself isn't read for him
+        if "remembered" in local:
+            known = recall.recall(fds[local["remembered"]], sources[0], args["copy"])
+            if known is not None:
+                return {**known, "changed": False, "kept": False, "recalled": True}
         prints = Fingerprints.load(fds[local["known"]]) if "known" in local else Fingerprints()
-        scan = Scan()
+        scan, started = Scan(), now()
         found = layer.checksum(sources[0], args["copy"], fingerprints=prints, scan=scan, **_options(site))
-        scan.write(fds[local["scan"]])
+        dump = scan.write(fds[local["scan"]])
         if prints.changed:
             prints.write(fds[local["remember"]])
-        return {**found, "changed": prints.changed}
+        kept = "memory" in local and recall.remember(fds[local["memory"]], started, found, scan, dump)
+        return {**found, "changed": prints.changed, "kept": kept, "recalled": False}
 
 
 def replicate(site: Site, args: Arguments, fds: list[int]) -> dict[str, Any]:
@@ -280,7 +288,8 @@ JOBS: dict[str, Job] = {
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 PRELOAD = (
-    "layer.apply", "layer.placement", "layer.diff", "layer.copy", "layer.checksum", "layer.remove",
+    "layer.apply", "layer.placement", "layer.diff", "layer.copy", "layer.checksum", "layer.recall",
+    "layer.remove",
 )
 """Imported once nsd is idle, so that no child has to."""
 

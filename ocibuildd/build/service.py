@@ -99,7 +99,8 @@ class Builds:
         )
         self._site = Site(
             store, nsd, puller, self._solver, Downloads(fetcher, store.blobs, store.sources),
-            LocalContents(fingerprints, nsd), Publisher(store, nsd, registry, self.settings), self.settings,
+            LocalContents(fingerprints, nsd, store.path / "selections"),
+            Publisher(store, nsd, registry, self.settings), self.settings,
             admit or self._room, scratch, self._uploads.path, self._keep_failed,
         )
         self._live: dict[str, Build] = {}

@@ -63,12 +63,16 @@ class KeptSegments:
             forget_oldest(self._directory, MAX_LAYERS)
 
 
-def forget_oldest(directory: Path, most: int) -> None:
-    """Leave ``most`` files in a directory, the last that were written or used.  Raises OSError."""
+def forget_oldest(directory: Path, most: int, most_bytes: int = 1 << 62) -> None:
+    """Leave ``most`` files of ``most_bytes`` in a directory, the last that were written or used.  Raises OSError."""
     with os.scandir(directory) as found:
-        ages = sorted((item.stat().st_mtime_ns, item.name) for item in found if item.is_file())
-    for _, name in ages[: max(len(ages) - most, 0)]:
-        (directory / name).unlink(missing_ok=True)
+        files = [(item.stat(), item.name) for item in found if item.is_file()]
+    files.sort(key=lambda file: (file[0].st_mtime_ns, file[1]), reverse=True)
+    total = 0
+    for number, (status, name) in enumerate(files):
+        total += status.st_size
+        if number >= most or total > most_bytes:
+            (directory / name).unlink(missing_ok=True)
 
 
 def signature(places: Sequence[tuple[str, Sequence[str]]], spec: CopySpec, output: Output) -> str:

@@ -45,7 +45,7 @@ from ocibuildd.store import Store
 from ocibuildd.store.cache_mounts import Grip
 from ocibuildd.store.failpoints import hit
 
-from .contents import ScanFile
+from .contents import RememberedScan, ScanFile
 from .context_trees import ContextTrees
 from .copy import copy_spec, directory_of, inline_dir, selections, source_dir
 from .diagnosis import why_not_found
@@ -113,7 +113,7 @@ class StepExecutor:
         self._materials = materials
         self._unused: set[LayerId] = set()
         self._stamps: dict[tuple[int, str], str] = {}
-        self._scans: dict[tuple[int, str], Scan | ScanFile] = {}
+        self._scans: dict[tuple[int, str], Scan | ScanFile | RememberedScan] = {}
         self._digests: dict[tuple[int, str], str] = {}
         self._emptied: set[str] = set()
         self._trees = ContextTrees(store, nsd, puller.unpacker)
@@ -232,11 +232,12 @@ class StepExecutor:
                     sources.append(source_dir(source.paths, directory=directory, fd=len(fds)))
                     fds.append(directory.fd)
                     scan = self._scans.pop((vertex, f"source {number}"), None)
-                    if scan is not None:
-                        scans.append(await in_thread(scan.memfd))
+                    scan_fd = -1 if scan is None else await in_thread(scan.memfd)
+                    del scan
+                    if scan_fd >= 0:
+                        scans.append(scan_fd)
                         sources[-1]["scan"] = len(fds)
-                        fds.append(scans[-1])
-                        del scan
+                        fds.append(scan_fd)
                 else:
                     lowers = await ensure(given.chain)
                     sources.append(source_dir(source.paths, lowers=lowers))

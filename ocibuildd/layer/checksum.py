@@ -91,6 +91,7 @@ class _Summer:
                 os.close(self._fd)
         if self.scan is not None:
             self.scan.marked = self.selector.marked
+            self.scan.listed, self.scan.hidden = self.selector.listed, self.selector.hidden
             self.scan.digest = self.fingerprints.plain
         missing = self.selector.missing
         return Checksum(

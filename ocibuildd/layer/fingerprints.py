@@ -108,11 +108,16 @@ class Fingerprints:
 
     def put(self, status: os.stat_result, value: bytes, read_at_ns: int) -> None:
         """Remember the digest of a file that was read at ``read_at_ns`` (time.time_ns() before the first byte)."""
-        latest = max(status.st_mtime_ns, status.st_ctime_ns)
-        coarse = not (status.st_mtime_ns % _GIGA or status.st_ctime_ns % _GIGA)
-        if latest + (COARSE_NS if coarse else RACY_NS) < read_at_ns:
+        if settled(status, read_at_ns):
             self._used[key(status)] = value
             self.changed = True
+
+
+def settled(status: os.stat_result, read_at_ns: int) -> bool:
+    """Whether whatever is written from ``read_at_ns`` on gives this file other times."""
+    mtime, ctime = status.st_mtime_ns, status.st_ctime_ns
+    coarse = not (mtime % _GIGA or ctime % _GIGA)
+    return max(mtime, ctime) + (COARSE_NS if coarse else RACY_NS) < read_at_ns
 
 
 def _sum(body: bytes | memoryview) -> bytes:

@@ -47,11 +47,14 @@ _new: Callable[..., Any] = tuple.__new__
 class Scan:
     """``select.Selector``'s matches, and the directories among them that have xattrs.
 
-    digest: of a fingerprint (``Fingerprints.plain``), for ``dump``."""
+    digest: of a fingerprint (``Fingerprints.plain``), for ``dump``.  listed, hidden: the selector's, for ``recall``;
+    they don't go along."""
 
     matches: list[Match] = field(default_factory=list)
     marked: set[bytes] = field(default_factory=set)
     digest: Callable[[bytes], bytes | None] = lambda _: None
+    listed: list[tuple[bytes, list[Found]]] = field(default_factory=list)
+    hidden: dict[int, set[bytes]] = field(default_factory=dict)
 
     def dump(self) -> bytes:
         # ``place`` and ``name`` of what lies below a match follow from its path and ``rel``.
@@ -114,11 +117,13 @@ class Scan:
             raise
         return fd
 
-    def write(self, fd: int) -> None:
-        """``dump``'s bytes into an open, empty file."""
-        view = memoryview(self.dump())
+    def write(self, fd: int) -> bytes:
+        """``dump``'s bytes into an open, empty file; they are given back."""
+        dump = self.dump()
+        view = memoryview(dump)
         while view:
             view = view[os.write(fd, view) :]
+        return dump
 
 
 def _statuses(packed: bytes) -> list[os.stat_result]:

@@ -84,8 +84,10 @@ class Match:
 class Selector:
     """Finds files in one source."""
 
-    def __init__(self, source: Source, spec: CopySpec):
+    def __init__(self, source: Source, spec: CopySpec, *, shallow: bool = False):
+        """shallow: matches have no ``files`` where they are directories."""
         self.source = source
+        self.shallow = shallow
         self.root = Root(source.fd)
         self.parents = spec["parents"]
         self.ignore = patterns.Ignore(source.ignore) if source.ignore else None
@@ -94,6 +96,10 @@ class Selector:
         self.ignored: dict[str, str] = {}
         self.marked: set[bytes] = set()
         """Directories (paths in the source) that have xattrs."""
+        self.listed: list[tuple[bytes, list[Found]]] = []
+        """Directories that were listed, and what they hold."""
+        self.hidden: dict[int, set[bytes]] = {}
+        """Names in the directory of this number in ``listed`` that don't count, whatever they are."""
         self._count = 0
 
     def run(self) -> Iterator[Match]:
@@ -167,6 +173,8 @@ class Selector:
         match = Match(split(path)[1], real, status, [], [])
         if self.parents:
             match.lead = self._lead(prefix, path)
+        if directory and self.shallow:
+            return match
         if directory:
             plain = self.ignore is None and self.exclude is None
             lead = path if self.parents else b""
@@ -370,6 +378,8 @@ class Selector:
             for found in self._entries(rel, directory):
                 is_directory = stat.S_ISDIR(found.status.st_mode)
                 visible, enter = self._visible(found, is_directory, lead)
+                if not enter and not (is_directory or self._visible(found, True, lead)[1]):
+                    self.hidden.setdefault(len(self.listed) - 1, set()).add(found.name)
                 if visible:
                     for parent in pending:
                         if parent.rel not in shown:
@@ -410,6 +420,7 @@ class Selector:
         if self._count > MAX_FILES:
             raise TooLarge(f"more than {MAX_FILES} files in one selection")
         out.sort()
+        self.listed.append((directory, out))
         if self.source.owned:
             return [found for found in out if not is_whiteout(found.status)]
         return out

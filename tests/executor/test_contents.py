@@ -83,3 +83,64 @@ async def test_a_job_reads_nothing_that_the_user_may_not(
     (tmp_path / "context" / "b").chmod(0)
     with pytest.raises(InvalidArgument, match="b: permission denied"):
         await ask(local)
+
+
+@pytest.fixture
+def remembering(local: tuple[LocalContents, Directory], tmp_path: Path) -> tuple[LocalContents, Directory]:
+    """The same, with selections remembered as a whole."""
+    here, directory = local
+    return LocalContents(tmp_path / "prints", here._nsd, tmp_path / "selections"), directory
+
+
+@pytest.mark.parametrize("small", [0, contents.SMALL])
+async def test_an_unchanged_selection_is_recalled_with_its_scan(
+    remembering: tuple[LocalContents, Directory], monkeypatch: pytest.MonkeyPatch, small: int
+) -> None:
+    monkeypatch.setattr(contents, "SMALL", small)
+    first, scan = await ask(remembering)
+    here, directory = remembering
+    found: Any = await here.checksum(directory, {"paths": ["."], "fd": 0}, SPEC)
+    assert isinstance(found.pop("scan"), contents.RememberedScan)
+    again, other = await ask(remembering)
+    assert found == again == first
+    assert files(other) == files(scan)
+
+
+@pytest.mark.parametrize("small", [0, contents.SMALL])
+async def test_a_changed_selection_is_walked_again(
+    remembering: tuple[LocalContents, Directory], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, small: int
+) -> None:
+    monkeypatch.setattr(contents, "SMALL", small)
+    first, _ = await ask(remembering)
+    (tmp_path / "context" / "b").write_text("another")
+    second, scan = await ask(remembering)
+    assert second["digest"] != first["digest"]
+    assert any(status.st_size == 7 for status in (each[3] for match in scan.matches for each in match.files))
+
+
+async def test_a_damaged_scan_is_none_and_its_digest_stays(
+    remembering: tuple[LocalContents, Directory], tmp_path: Path
+) -> None:
+    first, _ = await ask(remembering)
+    (memory,) = (tmp_path / "selections").iterdir()
+    data = memory.read_bytes()
+    memory.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    here, directory = remembering
+    found: Any = await here.checksum(directory, {"paths": ["."], "fd": 0}, SPEC)
+    assert found.pop("scan").memfd() == -1
+    assert found == first
+
+
+async def test_recalling_leaves_no_descriptor_behind(remembering: tuple[LocalContents, Directory]) -> None:
+    await ask(remembering)
+    before = len(os.listdir("/proc/self/fd"))
+    await ask(remembering)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_the_oldest_go_when_they_are_too_many_or_too_large(tmp_path: Path) -> None:
+    for number in range(5):
+        (tmp_path / str(number)).write_bytes(bytes(10))
+        os.utime(tmp_path / str(number), (number, number))
+    contents.forget_oldest(tmp_path, 4, 35)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["2", "3", "4"]
