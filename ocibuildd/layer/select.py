@@ -142,6 +142,14 @@ class Selector:
             match = self._match(prefix, name, wildcard=wildcard)
             if match is not None:
                 yield match
+            elif wildcard and not self.parents and self._leads_nowhere(prefix, name):
+                self.missing.append(os.fsdecode(name))  # BuildKit follows what a wildcard names, and fails
+
+    def _leads_nowhere(self, prefix: bytes, path: bytes) -> bool:
+        """Is it a symlink to what isn't there, or hidden?"""
+        full = prefix + b"/" + path if prefix else path
+        link = self.root.stat(self.root.resolve(full, last=False))
+        return link is not None and stat.S_ISLNK(link.st_mode) and not self._excludes(split(path)[1])
 
     def _named(self, prefix: bytes, path: str) -> list[bytes]:
         try:

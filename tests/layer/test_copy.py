@@ -402,13 +402,20 @@ def test_workdir_makes_directories(place):
     assert place.pack("/srv", mkdir=True, scratch=False)[0]["empty"]
 
 
-@pytest.mark.parametrize("path", ["l", "d/l/f"])
+@pytest.mark.parametrize("path", ["l", "d/l/f", "*", "?", "d/../l*"])
 def test_a_link_that_leads_nowhere_is_named(place, path):
     (place.context / "d").mkdir()
     for name in ("l", "d/l"):
         (place.context / name).symlink_to("nothing")
     with pytest.raises(NotFound, match='/l" is a symbolic link to "nothing", which is not there'):
         place.pack("/x/", path)
+
+
+def test_a_link_that_leads_nowhere_is_copied_where_its_directory_is_named(place):
+    (place.context / "d").mkdir()
+    (place.context / "d" / "l").symlink_to("nothing")
+    assert b"x/l" in place.pack("/x/", "d*")[1]
+    assert place.pack("/x/", "d/*", exclude=["l"])[0]["entries"] <= 1
 
 
 # --- ADD of archives
