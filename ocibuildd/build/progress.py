@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import time
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
@@ -22,6 +23,26 @@ INDEX_EVERY = 64
 READ_SIZE = 256 << 10
 
 _encode = msgspec.json.Encoder().encode
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def _line(event: Event) -> bytes:
+    """An event as it stands in the log.  File names may hold bytes that are no text (lone surrogates in Python's
+    strings): JSON has no form for them."""
+    try:
+        return _encode(event) + b"\n"
+    except UnicodeEncodeError:
+        return _encode(_readable(event)) + b"\n"
+
+
+def _readable(value: Any) -> Any:
+    if isinstance(value, str):
+        return _SURROGATE.sub("\ufffd", value)
+    if isinstance(value, Mapping):
+        return {_readable(key): _readable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_readable(item) for item in value]
+    return value
 
 
 class EventLog:
@@ -44,7 +65,7 @@ class EventLog:
         event.update((k, v) for k, v in fields.items() if v is not None and v not in ("", (), [], {}))
         if self.closed:
             return event
-        line = _encode(event) + b"\n"
+        line = _line(event)
         try:
             os.pwrite(self._fd, line, self._size)
         except OSError:

@@ -32,10 +32,18 @@ _GIGA = 1_000_000_000
 
 
 def key(status: os.stat_result) -> bytes:
-    """A file's fingerprint."""
-    return _PACK(
-        status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
-    )
+    """A file's fingerprint.  Times after 2262 are all one: archives and file systems know later ones."""
+    try:
+        return _PACK(
+            status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+        )
+    except struct.error:
+        times = _near(status.st_mtime_ns), _near(status.st_ctime_ns)
+        return _PACK(status.st_dev, status.st_ino, status.st_size, *times)
+
+
+def _near(time_ns: int) -> int:
+    return max(-(1 << 63), min(time_ns, (1 << 63) - 1))
 
 
 class Fingerprints:

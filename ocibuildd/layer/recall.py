@@ -20,7 +20,7 @@ from typing import Final, cast
 
 from ..errors import BuildError
 from ..ports import Checksum, CopySpec
-from .fingerprints import settled
+from .fingerprints import key, settled
 from .scan import Scan
 from .select import Match, Selector, Source
 
@@ -141,10 +141,13 @@ def _shape(matches: Iterable[Match]) -> bytes:
 def _digest(names: Sequence[str], statuses: Iterable[os.stat_result]) -> bytes:
     """Of a directory's names, sorted, and what they are."""
     text = "\0".join(names).encode("utf-8", "surrogateescape")
-    pack = _RECORD
-    records = [
-        pack(s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_mode) for s in statuses
-    ]
+    statuses, pack = list(statuses), _RECORD
+    try:
+        records = [
+            pack(s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_mode) for s in statuses
+        ]
+    except struct.error:  # a time after 2262
+        records = [key(s) + s.st_mode.to_bytes(4, "little") for s in statuses]
     return hashlib.sha256(b"%d\0%b\0%b" % (len(names), text, b"".join(records))).digest()[:_DIGEST]
 
 

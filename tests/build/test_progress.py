@@ -29,6 +29,12 @@ def test_empty_fields_are_left_out(log: EventLog) -> None:
     assert set(event) == {"n", "t", "type", "vertex", "seconds"}
 
 
+async def test_names_that_are_no_text_are_shown_as_well_as_they_can_be(log: EventLog) -> None:
+    log.append("vertex.done", reason="a\udcff was added", trace=[{"file\udcfe": ("\udcfd", 1)}])
+    event = json.loads(replay(log.path, 0))
+    assert (event["reason"], event["trace"]) == ("a\ufffd was added", [{"file\ufffd": ["\ufffd", 1]}])
+
+
 @pytest.mark.parametrize("since", [0, 1, INDEX_EVERY - 1, INDEX_EVERY, INDEX_EVERY + 1, 199, 200, 500])
 async def test_replay_begins_where_it_is_told(log: EventLog, since: int) -> None:
     for number in range(200):

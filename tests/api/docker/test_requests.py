@@ -5,7 +5,9 @@ from __future__ import annotations
 import gzip
 import http.client
 import http.server
+import io
 import json
+import os
 import socket
 import tarfile
 import threading
@@ -282,6 +284,23 @@ def test_a_remote_context_is_fetched(engine: Engine, server: str, query: str, sa
 
 def test_a_remote_context_that_is_not_there_is_a_plain_error(engine: Engine, server: str) -> None:
     assert engine("POST", f"/build?remote={server}/nosuch").status == 404
+
+
+def test_a_files_name_may_be_any_bytes_and_its_time_far_away(engine: Engine) -> None:
+    """The second build is told what changed: in names that no JSON can hold."""
+    odd = tarfile.TarInfo(os.fsdecode(b"a\xffb"))
+    odd.mtime = 2**40
+    for files in ((), (odd,)):
+        out = io.BytesIO()
+        with tarfile.open(fileobj=out, mode="w", format=tarfile.GNU_FORMAT) as archive:
+            dockerfile = tarfile.TarInfo("Dockerfile")
+            text = f"{BASE}COPY . /odd/\nRUN ls /odd\n".encode()
+            dockerfile.size = len(text)
+            archive.addfile(dockerfile, io.BytesIO(text))
+            for each in files:
+                archive.addfile(each)
+        answer = engine("POST", "/build", out.getvalue(), {"Content-Type": "application/x-tar"})
+        assert "Successfully built" in answer.text
 
 
 # --- the protocol
