@@ -137,6 +137,12 @@ def _mounts(
     # All are read before any is used, as BuildKit does, so that a later one's fault comes first.
     flags = [parse_mount(text, expand) for text in run.mounts]
     for flag, source in zip(flags, command.sources, strict=True):
+        if flag.from_ and not source.dispatched:  # also of a tmpfs, which has no use for it
+            raise Fault(
+                f"cannot mount from stage {quote(flag.from_)} to {quote(flag.target)}, stage needs to be "
+                "defined before current command",
+                mark=f"from={flag.from_}",
+            )
         match flag.type:
             case "secret":
                 out.append(_secret(context, state, flag, run))
@@ -187,12 +193,6 @@ def _files(context: Context, state: State, flag: MountFlag, source: State, input
         if not flag.from_:
             index = _input(inputs, context.main_context())
         else:
-            if not source.dispatched:
-                raise Fault(
-                    f"cannot mount from stage {quote(flag.from_)} to {quote(flag.target)}, stage needs to be "
-                    "defined before current command",
-                    mark=f"from={flag.from_}",
-                )
             index = _input(inputs, context.root(source))
     namespace = context.options.cache_namespace or context.graph.build_args.get("BUILDKIT_CACHE_MOUNT_NS", "")
     cache_id = f"{namespace}/{flag.id or clean(flag.target)}" if flag.type == "cache" else ""

@@ -217,3 +217,10 @@ def test_broken_flags_say_what_is_wrong(run: OneRun, flag: str, message: str) ->
 def test_security_and_devices_pass_on(run: OneRun) -> None:
     op = run("RUN --security=insecure --device=vendor.com/class=a,required x")
     assert (op.security, op.devices) == ("insecure", ("vendor.com/class=a,required",))
+
+
+@pytest.mark.parametrize("kind", ["bind", "cache", "tmpfs", "ssh"])
+def test_a_mount_of_any_type_is_from_an_earlier_stage(lower: Lower, kind: str) -> None:
+    text = f"FROM a\nRUN --mount=type={kind},target=/x,from=later y\nFROM b AS later\n"
+    with pytest.raises(DockerfileError, match='cannot mount from stage "later" to "/x"'):
+        lower(text, target="0")
