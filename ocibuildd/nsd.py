@@ -306,7 +306,7 @@ def enter(arguments: Arguments) -> None:
         ids = userns.discover()
         if arguments.get("ids"):
             ids = userns.lowered(ids, arguments["ids"])
-        userns.enter(ids)
+        ids = userns.enter(ids, strict=bool(arguments.get("ids")))
         syscalls.unshare(syscalls.CLONE_NEWNS | syscalls.CLONE_NEWPID)
         # Later mounts of the host shall be seen here, ours not there.
         syscalls.mount("none", "/", "", syscalls.MS_REC | syscalls.MS_SLAVE)

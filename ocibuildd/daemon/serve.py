@@ -70,10 +70,11 @@ def _doctor(config: configuration.Config) -> int:
     import dataclasses
     import json
 
-    from ..sandbox import probe
+    from ..sandbox import launch
+    from .parts import sandbox_config
 
     state = sockets.state_directory(config.daemon.state_dir, os.environ)
-    found = probe.requirements(probe.host_facts(state), {})
+    found = asyncio.run(launch.trial(state, config=sandbox_config(config)))
     print(json.dumps([dataclasses.asdict(one) for one in found]))
     return 1 if any(one.level == "missing" for one in found) else 0
 

@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -49,6 +50,25 @@ async def start(state_dir: Path, *, config: Mapping[str, Any] | None = None) -> 
     client = NsdClient(state_dir, dict(config or {}))
     await client.ensure()
     return client
+
+
+async def trial(state_dir: Path, *, config: Mapping[str, Any] | None = None) -> tuple[Requirement, ...]:
+    """What a host without a daemon offers: nsd is started for it, in an empty directory beside ``state_dir``."""
+    place = state_dir
+    while not place.is_dir():
+        place = place.parent
+    try:
+        with tempfile.TemporaryDirectory(dir=place, prefix=".doctor-", ignore_cleanup_errors=True) as directory:
+            client = await start(Path(directory), config={**(config or {}), "keep_ready": False})
+            try:
+                return await client.doctor()
+            finally:
+                await client.close()
+    except errors.BuildError as error:
+        problem = error
+    except OSError as error:
+        problem = errors.Unsupported(f"{place}: {error.strerror or error}")
+    return probe.without_sandbox(await in_thread(probe.host_facts, state_dir), problem)
 
 
 class NsdClient:

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from ..errors import BuildError
 from ..ports import Requirement
 from . import mounts, trees, userns
 from .mounts import PRIVATE
@@ -146,11 +147,19 @@ def _renamed(mount: int) -> str:
 
 
 def requirements(host: Mapping[str, Any], nsd: Mapping[str, Any]) -> tuple[Requirement, ...]:
-    """One row for each thing.  ``host``: :func:`host_facts`; ``nsd``: ``Site.describe`` ({} when it isn't running)."""
+    """One row for each thing.  ``host``: :func:`host_facts`; ``nsd``: ``Site.describe``."""
     return (
-        _namespaces(host), _apparmor(host), _ids(host), _mappers(host), _overlay(host, nsd), _proc(nsd),
+        _namespaces(host), _apparmor(host), _ids(host, nsd), _mappers(host, nsd), _overlay(host, nsd), _proc(nsd),
         _network(host, nsd), _program(host, "slirp4netns", "the fallback of pasta is missing", optional=True),
         _cgroups(nsd), _program(host, "git", "contexts and ADD from git repositories don't work"),
+    )
+
+
+def without_sandbox(host: Mapping[str, Any], problem: BuildError) -> tuple[Requirement, ...]:
+    """The rows of a host on which nsd doesn't start: why, and what its files say.  Nothing else could be tried."""
+    return (
+        _row("sandbox", "missing", problem.message, "no build step can run", problem.hint),
+        _namespaces(host), _apparmor(host), _ids(host, {}), _mappers(host, {}),
     )
 
 
@@ -182,8 +191,10 @@ def _apparmor(host: Mapping[str, Any]) -> Requirement:
     )
 
 
-def _ids(host: Mapping[str, Any]) -> Requirement:
-    ids, user = host["ids"], host["user"]
+def _ids(host: Mapping[str, Any], nsd: Mapping[str, Any]) -> Requirement:
+    """What nsd has got counts, not what the files promise."""
+    user = host["user"]
+    ids = {"mode": nsd["ids"], "count": nsd["count"], "notes": nsd["notes"]} if "ids" in nsd else host["ids"]
     fix = f"sudo usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {user}"
     if ids["mode"] == "shifted":
         return _row("subordinate ids", "ok", f"{ids['count']} ids, root in a step is none of ours")
@@ -191,10 +202,17 @@ def _ids(host: Mapping[str, Any]) -> Requirement:
         cost = "root in a step is this user itself (weaker isolation); higher ids can't be owned"
         return _row("subordinate ids", "degraded", f"{ids['count']} ids", cost, fix)
     cost = "one id only: chown to others is refused, apt and su fail"
+    if userns.REFUSED in ids["notes"]:
+        fix = _MAPPERS_FIX
     return _row("subordinate ids", "degraded", "; ".join(ids["notes"]) or "none", cost, fix)
 
 
-def _mappers(host: Mapping[str, Any]) -> Requirement:
+_MAPPERS_FIX = (
+    "sudo setcap cap_setuid=ep $(command -v newuidmap) && sudo setcap cap_setgid=ep $(command -v newgidmap)"
+)
+
+
+def _mappers(host: Mapping[str, Any], nsd: Mapping[str, Any]) -> Requirement:
     found = host["newuidmap"]
     if host["ids"]["direct"]:
         return _row("newuidmap", "ok", "not needed: we may write id maps ourselves")
@@ -202,11 +220,13 @@ def _mappers(host: Mapping[str, Any]) -> Requirement:
     if "" in found:
         return _row("newuidmap", "degraded", "not installed", cost, "sudo apt-get install uidmap")
     if "none" in found:
-        fix = "sudo setcap cap_setuid=ep $(command -v newuidmap) && sudo setcap cap_setgid=ep $(command -v newgidmap)"
-        return _row("newuidmap", "degraded", "neither setuid nor with file capabilities", cost, fix)
+        return _row("newuidmap", "degraded", "neither setuid nor with file capabilities", cost, _MAPPERS_FIX)
     if host["no_new_privs"]:
         fix = "start the daemon without NoNewPrivileges= and what implies it"
         return _row("newuidmap", "degraded", "no_new_privs is set: it gains no rights", cost, fix)
+    if userns.REFUSED in nsd.get("notes", ()):
+        found_here = f"{found[0]}, but not allowed to write id maps (setuid root lacks CAP_SYS_ADMIN in a container)"
+        return _row("newuidmap", "degraded", found_here, cost, _MAPPERS_FIX)
     return _row("newuidmap", "ok", found[0])
 
 

@@ -36,6 +36,10 @@ ENOUGH = 65535
 FREE_RANGE_START = 100_000
 MAX_EXTENTS = 32
 CAP_SETGID, CAP_SETUID = 6, 7
+MAPPER_FAILED = 4
+"""How the helper ends when newuidmap or newgidmap did not do it."""
+REFUSED = "newuidmap was not allowed to write the id maps"
+"""A note: they are there, but gain no rights (no_new_privs, a nosuid mount, a container's bounding set)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,9 +222,10 @@ def _text(path: str) -> str:
         return ""
 
 
-def enter(ids: IdPlan) -> None:
-    """Move this single-threaded process to a new user namespace with the maps of ``ids``.
+def enter(ids: IdPlan, *, strict: bool = False) -> IdPlan:
+    """Move this single-threaded process to a new user namespace with the maps of ``ids``; the maps that it got.
 
+    Those are of one id where newuidmap is refused, unless ``strict``.
     Raises Unsupported with the host's reason and the command that mends it."""
     ready, go = os.pipe()
     pid = os.getpid()
@@ -239,6 +244,8 @@ def enter(ids: IdPlan) -> None:
     finally:
         os.close(go)
         status = os.waitstatus_to_exitcode(os.waitpid(helper, 0)[1])
+    if status == MAPPER_FAILED and not strict and (alone := _alone(ids)) is not None:
+        return alone
     if status != 0:
         raise Unsupported(
             f"user namespace: the id maps could not be written (helper ended with {status})",
@@ -247,6 +254,17 @@ def enter(ids: IdPlan) -> None:
         )
     if ids.mode != "single":
         os.setgroups([])
+    return ids
+
+
+def _alone(ids: IdPlan) -> IdPlan | None:
+    """The rung that takes nobody's help: one id; None where a map has been written already."""
+    uid, gid = ids.uids[0][1], ids.gids[0][1]
+    try:
+        write_single_maps(uid, gid)
+    except OSError:
+        return None
+    return IdPlan("single", ((0, uid, 1),), ((0, gid, 1),), 0, 1, False, (*ids.notes, REFUSED))
 
 
 def _exit_after(work: Callable[[], int]) -> None:
@@ -273,7 +291,7 @@ def _map_when_told(ready: int, pid: int, ids: IdPlan) -> int:
         child = os.posix_spawn(program, arguments, {"PATH": "/usr/bin:/bin", "LC_ALL": "C"})
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         if status != 0:
-            return 4
+            return MAPPER_FAILED
     return 0
 
 

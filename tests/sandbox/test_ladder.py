@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -230,3 +231,75 @@ def test_with_ambient_capabilities_and_no_new_privileges_we_write_the_maps_ourse
         command, env=environment, capture_output=True, text=True, timeout=60, check=False, cwd="/",
     )
     assert done.stdout.split() == ["shifted", "CapEff:", "00000000a80425fb", "5:6"], done.stderr
+
+
+REFUSED = """
+import asyncio, tempfile
+from pathlib import Path
+from fixtures import remove_tree
+from sandboxes import opened
+
+async def main():
+    state = Path(tempfile.mkdtemp())
+    box = await opened(state)
+    rows = {row.name: row for row in await box.client.doctor()}
+    print(box.client.capabilities.ids, rows["subordinate ids"].level, rows["newuidmap"].level)
+    print((await box.sh("id -u; touch /f && echo made")).output)
+    await box.client.close()
+    remove_tree(state)
+
+asyncio.run(main())
+"""
+
+
+def confined(program: str, *before: str) -> subprocess.CompletedProcess[str]:
+    """Run a program of Python after other commands' work."""
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
+    command = [*before, sys.executable, "-c", program]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root writes its maps without newuidmap")
+def test_where_newuidmap_gains_no_rights_steps_run_with_one_id():
+    done = confined(REFUSED, "setpriv", "--no-new-privs")
+    assert done.stdout.split() == ["single", "degraded", "degraded", "0", "made"], done.stderr
+
+
+def test_maps_that_are_refused_are_told_with_their_fix():
+    nsd = NSD | {"ids": "single", "count": 1, "notes": [userns.REFUSED]}
+    rows = {row.name: row for row in probe.requirements(HOST, nsd)}
+    assert [rows[name].level for name in ("subordinate ids", "newuidmap")] == ["degraded"] * 2
+    assert all("setcap" in rows[name].fix for name in ("subordinate ids", "newuidmap"))
+
+
+def test_a_set_mode_is_not_lowered_when_its_maps_are_refused(monkeypatch):
+    def refused(*_):
+        raise AssertionError("one id was taken")
+
+    monkeypatch.setattr(userns, "write_single_maps", refused)
+    monkeypatch.setattr(userns, "_map_when_told", lambda *_: userns.MAPPER_FAILED)
+    monkeypatch.setattr(userns.syscalls, "unshare", lambda _: None)
+    with pytest.raises(errors.Unsupported, match="id maps"):
+        userns.enter(plan(), strict=True)
+
+
+FILTERED = """
+import os, sys
+from ocibuildd import syscalls
+from ocibuildd.daemon import main
+from ocibuildd.sandbox import seccomp, spec
+syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
+syscalls.seccomp_filter(seccomp.filter_bytes(os.uname().machine, frozenset(spec.CAPABILITIES)))
+sys.argv[1:] = ["--doctor"]
+sys.exit(main())
+"""
+
+
+def test_under_dockers_own_filter_doctor_says_what_to_start_the_container_with(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    done = confined(FILTERED)
+    assert done.returncode == 1, done.stderr
+    row = json.loads(done.stdout)[0]
+    assert (row["name"], row["level"]) == ("sandbox", "missing")
+    assert "seccomp=unconfined" in row["fix"]
+    assert list(tmp_path.iterdir()) == []

@@ -136,6 +136,10 @@ def prepare() -> None:
     for kind in ("user", "system"):
         for unit in (PAYLOAD / "systemd" / kind).iterdir():
             sh("install", "-m644", str(unit), f"/etc/systemd/{kind}/")
+            if unit.suffix == ".service":  # an emulated machine takes minutes for what takes a real one a second
+                patience = Path(f"/etc/systemd/{kind}/{unit.name}.d/patience.conf")
+                patience.parent.mkdir()
+                patience.write_text("[Service]\nTimeoutStartSec=15min\n")
     sh("loginctl", "enable-linger", USER)
     bus = Path(f"/run/user/{pwd.getpwnam(USER).pw_uid}/bus")
     until("the user's manager runs", bus.exists)
