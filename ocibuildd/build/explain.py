@@ -78,7 +78,10 @@ class BuildBefore:
     def __init__(self, store: Store, name: str, build: str, plan: Plan):
         self._store, self._name, self._build = store, name, build
         self._places = _places(plan)
+        self._texts = {index: _text(vertex.name) for index, vertex in enumerate(plan.vertices)}
         self._steps: dict[tuple[str, int], Any] | None = None
+        self._before = ""
+        self._ended_well = True
 
     def differs(self, vertex: int, preimage: Preimage) -> list[Reason]:
         """Of an instruction that was never seen: what stood in its place in the build before?"""
@@ -87,8 +90,24 @@ class BuildBefore:
             return [Reason("evicted", f"what was known of this instruction {_removed(gone)}")]
         if self._steps is None:
             self._steps = self._load()
-        step = self._steps.get(self._places.get(vertex, NOWHERE))
-        return [] if step is None else compare(Preimage(step["op"]), Preimage(preimage.op)) or []
+        place = self._places.get(vertex, NOWHERE)
+        step = self._same_text(vertex, place[0]) or self._steps.get(place)
+        if step is None:
+            return []
+        found = compare(Preimage(step["op"]), Preimage(preimage.op))
+        if not found and not step["cached"] and not self._ended_well:
+            # Whether it failed or never got so far.
+            found = [Reason("first", f"build {self._before}, which did not end well, has no result of it")]
+        return found
+
+    def _same_text(self, vertex: int, stage: str) -> dict[str, Any] | None:
+        """The step of the same instruction in the same stage, wherever there."""
+        assert self._steps is not None
+        for (other, _), step in self._steps.items():
+            if other == stage and _text(step["name"]) == self._texts[vertex]:
+                found: dict[str, Any] = step
+                return found
+        return None
 
     def gone(self, key: str) -> list[Reason]:
         """``solver.job.Job.gone``."""
@@ -98,9 +117,16 @@ class BuildBefore:
     def _load(self) -> dict[tuple[str, int], Any]:
         for row in self._store.builds.recent(MAX_BUILDS_SEARCHED):
             if row.name == self._name and row.id != self._build:
+                self._before, self._ended_well = row.id, row.status == "done"
                 steps = load(self._store, row.id).values()
                 return {(step["stage"], step["number"]): step for step in reversed([*steps])}
         return {}
+
+
+def _text(name: str) -> str:
+    """A vertex's name without its place in the build."""
+    shown = SHOWN_NUMBER.match(name)
+    return name if shown is None else name[shown.end() :]
 
 
 def _removed(found: Eviction) -> str:

@@ -168,8 +168,8 @@ class FrontEnd:
         except ValueError:
             return ""
         image = images.get(name.image) if name is not None else None
-        if image is None:
-            return ""
+        if image is None or image.platform == str(platform):
+            return ""  # --pull, or it came in the meantime
         return f"the local image of that name is for {image.platform}, {platform} was wanted: the registry was asked"
 
     def check(self, options: LowerOptions) -> object:

@@ -21,6 +21,8 @@ from .select import Found, Match, Selector, Source, unreadable
 from .sink import data_digest, identity
 
 MAX_EXPLAINED: Final = 2000
+MAX_TARGET: Final = 200
+_LINK: Final = b"%o" % stat.S_IFLNK
 """Files whose own digests are reported, for explaining a cache miss."""
 READ: Final = 1 << 20
 _OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -211,8 +213,15 @@ class _Summer:
 
 
 def _short(record: bytes) -> str:
-    """For explaining a difference: "MODE[ UID:GID]:digest", so that mode and owner can be told from content."""
-    kind_and_mode, uid, gid, rest = record.partition(b"\0")[2].split(b" ", 3)
+    """For explaining a difference: "MODE[ UID:GID]:digest", so that mode and owner can be told from content; in place
+    of the digest "->TARGET" for a symbolic link; a "+" after it where there are extended attributes."""
+    about, _, rest = record.partition(b"\0")[2].partition(b"\0")
+    kind_and_mode, uid, gid, size, link, more = about.split(b" ")
     owner = b"" if uid == gid == b"0" else b" %b:%b" % (uid, gid)
-    digest = hashlib.sha256(kind_and_mode[:1] + rest).hexdigest()[:12]
-    return f"{(kind_and_mode[1:] + owner).decode()}:{digest}"
+    if kind_and_mode.startswith(_LINK):
+        target = rest[: min(int(link), MAX_TARGET)].decode(errors="replace")
+        return f"777{owner.decode()}:->{target}"
+    regular = kind_and_mode[:1] == tar.REGULAR
+    digest = hashlib.sha256(b"%b %b %b" % (kind_and_mode[:1], size, rest)).hexdigest()[:12]
+    marked = int(more) or (regular and rest[-1] & 1)
+    return f"{(kind_and_mode[1:] + owner).decode()}:{digest}{'+' if marked else ''}"

@@ -59,6 +59,7 @@ class Input:
     role: "root" (the file system it stands on), "source N", "mount TARGET".
     identity: of the whole result, or of the selected content (then ``selected``).
     files: {path: short digest} of what was selected, for explaining; not hashed.
+    selection: where ``files`` is empty, the key of the record that has them; neither hashed nor kept.
     """
 
     role: str
@@ -66,6 +67,7 @@ class Input:
     selected: bool = False
     files: Mapping[str, str] = field(default_factory=dict)
     name: str = ""
+    selection: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
+from typing import Protocol
 
 from ..ports import CacheIndex, Record
 
@@ -16,10 +17,18 @@ DELAY = 0.2
 """Seconds that a record may wait for others."""
 
 
+class Index(CacheIndex, Protocol):
+    """``store.Records``, as the solver sees it."""
+
+    def preimage(self, key: str) -> str:
+        """What is kept beside a record; "" if unknown."""
+        ...
+
+
 class PendingRecords:
     """A CacheIndex in front of the store's.  Used from the loop's thread."""
 
-    def __init__(self, records: CacheIndex, transaction: Callable[[], AbstractContextManager[None]]):
+    def __init__(self, records: Index, transaction: Callable[[], AbstractContextManager[None]]):
         self._records = records
         self._transaction = transaction
         self._waiting: dict[str, Record] = {}
@@ -39,6 +48,11 @@ class PendingRecords:
             if record.selector == selector:
                 return record
         return self._records.nearest(selector)
+
+    def preimage(self, key: str) -> str:
+        """``Index.preimage``."""
+        waiting = self._waiting.get(key)
+        return self._records.preimage(key) if waiting is None else waiting.preimage
 
     def put(self, records: Iterable[Record]) -> None:
         """These are true from now on, and durable within DELAY, or at ``flush``."""

@@ -8,21 +8,23 @@ compressed before it lets the next step run: see ``ports.Result``.
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any
 
 from ocibuildd.errors import BuildError, Cancelled, NotFound
 from ocibuildd.model.graph import ContextSource, GitSource, HttpSource, ImageSource, Scratch
-from ocibuildd.ports import CacheIndex, LayerId, Packed, Record, Result, Selection, Work
+from ocibuildd.ports import LayerId, Packed, Record, Result, Selection, Work
 from ocibuildd.runtime import spawn, until_done
 from ocibuildd.store.failpoints import hit
 
 from . import cache, reasons
 from .job import Job, Run, Trace
-from .pending import PendingRecords
+from .pending import Index, PendingRecords
 from .schedule import Action, Evaluate, Finish, Resolve, Schedule, Start, Stop
 
 log = logging.getLogger(__name__)
@@ -35,7 +37,7 @@ class Solver:
     """``transaction``: the store's, so that what belongs together is one commit."""
 
     def __init__(
-        self, records: CacheIndex, transaction: Callable[[], AbstractContextManager[None]], *,
+        self, records: Index, transaction: Callable[[], AbstractContextManager[None]], *,
         limit: int = 0,
     ):
         self._records = PendingRecords(records, transaction)
@@ -215,6 +217,7 @@ class Solver:
         key, vertex = trace.key, job.vertices[index]
         assert trace.preimage is not None
         if vertex.ignore_cache:
+            trace.preimage = self._with_files(trace.preimage)
             trace.reasons = [reasons.Reason("no-cache", "the cache was not to be used (--no-cache)")]
             key = f"{key}/{job.id}/{index}"
         else:
@@ -223,6 +226,7 @@ class Solver:
             if key in self._committing:
                 job.hold(self._committing[key].chain)
                 return self._known(job, index, self._committing[key], trace)
+            trace.preimage = self._with_files(trace.preimage)
             trace.reasons = self._why(job, index, trace.preimage)
         return self._want(job, index, key, inputs, trace)
 
@@ -270,25 +274,35 @@ class Solver:
             if whole:
                 found.append(cache.Input(selection.role, source.identity, name=name))
                 continue
-            digest, files = await self._checksum(job, index, selection, source)
-            found.append(cache.Input(selection.role, digest, selected=True, files=files, name=name))
+            digest, files, key = await self._checksum(job, index, selection, source)
+            found.append(cache.Input(selection.role, digest, True, files, name, key))
         return found
 
     async def _checksum(
         self, job: Job, index: int, selection: Selection, source: Result
-    ) -> tuple[str, Mapping[str, str]]:
+    ) -> tuple[str, Mapping[str, str], str]:
+        """Digest, files, and the key of a record that has the files where they are left out."""
         if not source.identity:
             found = await job.executor.checksum(index, selection, source)
-            return found["digest"], found["files"]
+            return found["digest"], found["files"], ""
         key = cache.selection_key(source.identity, selection.paths, selection.options)
         record = self._record_of(job, key)
         job.used.add(key)
         if record is not None:
-            return record.value, {}
+            return record.value, {}, key
         found = await job.executor.checksum(index, selection, source)
-        record = Record(key, (), found["digest"], "", 0.0, time.time(), job.id, kind="internal")
+        kept = json.dumps(found["files"], separators=(",", ":"))
+        record = Record(key, (), found["digest"], kept, 0.0, time.time(), job.id, kind="internal")
         self._records.put([record])
-        return found["digest"], found["files"]
+        return found["digest"], found["files"], ""
+
+    def _with_files(self, preimage: cache.Preimage) -> cache.Preimage:
+        """For a step that is to run: with the files that a hit has no need of."""
+        inputs = tuple(
+            replace(each, files=json.loads(self._records.preimage(each.selection) or "{}"), selection="")
+            if each.selection else each for each in preimage.inputs
+        )
+        return replace(preimage, inputs=inputs)
 
     def _record_of(self, job: Job, key: str) -> Record | None:
         """The store's, else a remote cache's."""
@@ -441,7 +455,7 @@ class Solver:
             key, tuple(chain), value, preimage.to_json() if step else "", run.seconds, created,
             run.job.id, identity, preimage.selector if step else "",
             preimage.op_digest if step else "", kind=kind,
-            description=run.job.vertices[run.vertex].name,
+            description=run.job.vertices[run.vertex].name, last_used=time.time(),
         )
 
 

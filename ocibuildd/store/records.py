@@ -24,6 +24,8 @@ DIGESTS = re.compile(r"sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}")
 MAX_EVICTIONS = 20_000
 """Rows of the evictions log; the oldest go first."""
 TRIM = 1_000
+LATEST = 64
+"""Records of an instruction among which the one used last is looked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,9 +107,12 @@ class Records:
         self._held.note(keys=(record.key,), layers=record.chain, blobs=blobs)
 
     def nearest(self, selector: str) -> Record | None:
-        """The newest record of the same instruction, with its preimage."""
+        """The record of the same instruction that was used last, with its preimage: what people compare with is
+        their build before."""
         row = self._db.one(
-            f"SELECT {_COLUMNS} FROM records WHERE selector = ? ORDER BY created DESC LIMIT 1", (selector,)
+            f"SELECT * FROM (SELECT {_COLUMNS} FROM records WHERE selector = ? ORDER BY created DESC LIMIT {LATEST})"
+            " ORDER BY max(last_used, created) DESC LIMIT 1",
+            (selector,),
         )
         return None if row is None else _record(row, self.preimage(row[0]))
 

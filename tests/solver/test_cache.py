@@ -21,7 +21,7 @@ from ocibuildd.solver.cache import (
     independent_of_root,
     layer_identity,
 )
-from ocibuildd.solver.reasons import compare
+from ocibuildd.solver.reasons import MAX_EXPLAINED, compare
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(),
@@ -35,8 +35,10 @@ def key(op: Any, root: str = "r", variant: dict[str, Any] | None = None, **files
     return preimage(op, root, variant, **files).key
 
 
-def preimage(op: Any, root: str = "r", variant: dict[str, Any] | None = None, **files: str) -> Preimage:
-    inputs = (Input("root", root, name="before"),)
+def preimage(
+    op: Any, root: str = "r", variant: dict[str, Any] | None = None, name: str = "before", **files: str
+) -> Preimage:
+    inputs = (Input("root", root, name=name),)
     if files:
         inputs += (Input("source 0", digest([files]), selected=True, files=files, name="context"),)
     return Preimage(describe(op), inputs, variant or {})
@@ -108,6 +110,7 @@ def test_parents_and_output_options_count() -> None:
 
 
 COPY = Copy((CopySource(1, ("a",)),), "/b")
+SECRET = replace(RUN, mounts=(Mount("secret", "/s", id="a"),))
 
 
 @pytest.mark.parametrize("other", [
@@ -151,9 +154,42 @@ def test_a_damaged_preimage_is_refused(text: str) -> None:
     (preimage(COPY, x="1"), preimage(COPY, x="2"), "file", "x changed its content"),
     (preimage(COPY, x="1"), preimage(COPY, x="1", y="2"), "file", "y was added"),
     (preimage(COPY, x="1", y="2"), preimage(COPY, x="1"), "file", "y was removed"),
-    (preimage(RUN), preimage(replace(RUN, user="app")), "option", "user changed"),
+    (preimage(RUN), preimage(replace(RUN, user="app")), "option", "the user changed: the default → app"),
+    (preimage(RUN), preimage(replace(RUN, cwd="/w")), "option", "the working directory changed"),
+    (preimage(RUN), preimage(replace(RUN, args=("/bin/sh", "-ec", "make"))), "instruction", "/bin/sh -ec make"),
+    (preimage(COPY), preimage(replace(COPY, chown="1:2")), "option", "--chown changed: the default → 1:2"),
+    (preimage(SECRET), preimage(replace(SECRET, mounts=(Mount("secret", "/s", id="b"),))), "secret",
+     "the secret mount /s changed: id a → b"),
+    (preimage(RUN), preimage(SECRET), "mount", "the secret mount /s was added"),
+    (preimage(SECRET), preimage(RUN), "mount", "the secret mount /s was removed"),
+    (preimage(RUN), preimage(RUN, variant={"clamp": 0}), "option", "timestamps are clamped to 0 now"),
+    (preimage(RUN, variant={"clamp": 0}), preimage(RUN), "option", "clamped no longer"),
+    (preimage(RUN, "a", name="[1/2] FROM a@1"), preimage(RUN, "b", name="[1/2] FROM a@2"), "base",
+     "the base image changed: a@1 → a@2"),
+    (preimage(RUN, "a", name="[2/3] RUN a"), preimage(RUN, "b", name="[2/3] RUN b"), "parent",
+     "another step is before it now: [2/3] RUN b (it was RUN a)"),
+    (preimage(COPY, x="755:1"), preimage(COPY, x="755 1:1:1"), "file", "x changed its mode or owner (755 → 755 1:1)"),
+    (preimage(COPY, x="777:->a"), preimage(COPY, x="777:->b:c"), "file", "x links to b:c now (it was a)"),
+    (preimage(COPY, x="644:1"), preimage(COPY, x="777:->b"), "file", "x is a symbolic link now"),
+    (preimage(COPY, x="777:->b"), preimage(COPY, x="644:1"), "file", "x is no symbolic link any more"),
+    (preimage(COPY, x="644:1"), preimage(COPY, x="644:2+"), "file", "x changed its content or extended attributes"),
 ])
 def test_a_difference_is_told_in_words(old: Preimage, new: Preimage, kind: str, words: str) -> None:
     (reason,) = compare(old, new)
     assert reason.kind == kind
     assert words in reason.text
+
+
+def test_files_that_are_not_known_are_not_said_to_be_new() -> None:
+    unknown = preimage(COPY, x="1")
+    inputs = (unknown.inputs[0], replace(unknown.inputs[1], identity="other", files={}))
+    (reason,) = compare(replace(unknown, inputs=inputs), unknown)
+    assert reason.text == "the files of context changed"
+
+
+def test_what_a_list_was_cut_off_before_is_not_said_to_have_gone() -> None:
+    names = [f"f{number:04}" for number in range(MAX_EXPLAINED)]
+    old = preimage(COPY, **dict.fromkeys(names, "1"))
+    new = preimage(COPY, **dict.fromkeys(["a", *names[:-1]], "1"))
+    (reason,) = compare(old, new)
+    assert reason.text == "a was added"

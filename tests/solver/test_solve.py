@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
+from patience import PATIENCE
 
 from ocibuildd.errors import BuildError, NoSpace, StepFailed
 from ocibuildd.model.graph import ContextSource, Copy, CopySource, Mkdir, Run, Scratch, Vertex
@@ -33,6 +34,9 @@ class Records:
 
     def seen(self, op: str) -> bool:
         return any(r.op == op for r in self.rows.values())
+
+    def preimage(self, key: str) -> str:
+        return self.rows[key].preimage
 
 
 class World:
@@ -126,7 +130,7 @@ class Lab:
 
     async def solve(self, vertices: Sequence[Vertex], **options: Any) -> dict[int, Result]:
         job = self.job(vertices, **options)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE):
             return await self.solver.solve(job)
 
     def ran(self) -> list[str]:
@@ -151,7 +155,7 @@ async def test_a_second_build_runs_nothing_and_gives_the_same(lab: Lab) -> None:
 async def test_the_next_step_runs_while_the_layer_is_written(lab: Lab) -> None:
     gate = lab.world.gate("commit a")
     solving = asyncio.ensure_future(lab.solve(chain("a", "b")))
-    await asyncio.wait_for(lab.world.started("b").wait(), 5)
+    await asyncio.wait_for(lab.world.started("b").wait(), PATIENCE)
     assert "a" not in lab.world.committed
     assert not solving.done()
     gate.set()
@@ -189,7 +193,7 @@ async def test_a_step_that_changed_nothing_adds_no_layer_and_no_key(lab: Lab) ->
 async def test_two_builds_share_a_run_and_what_follows_its_unwritten_layer(lab: Lab) -> None:
     gate = lab.world.gate("commit a")
     both = [asyncio.ensure_future(lab.solve(chain("a", "b"))) for _ in range(2)]
-    await asyncio.wait_for(lab.world.started("b").wait(), 5)
+    await asyncio.wait_for(lab.world.started("b").wait(), PATIENCE)
     third = asyncio.ensure_future(lab.solve(chain("a", "b")))
     await asyncio.sleep(0.01)
     gate.set()
@@ -200,7 +204,7 @@ async def test_two_builds_share_a_run_and_what_follows_its_unwritten_layer(lab: 
 async def test_who_joins_late_sees_what_was_said_before(lab: Lab) -> None:
     gate = lab.world.gate("a")
     first = asyncio.ensure_future(lab.solve(chain("a")))
-    await asyncio.wait_for(lab.world.started("a").wait(), 5)
+    await asyncio.wait_for(lab.world.started("a").wait(), PATIENCE)
     second = asyncio.ensure_future(lab.solve(chain("a")))
     await asyncio.sleep(0.01)
     gate.set()
@@ -234,7 +238,7 @@ async def test_a_layer_that_cant_be_written_fails_the_build_in_the_end(lab: Lab)
 async def test_cancelling_stops_what_nobody_else_waits_for(lab: Lab) -> None:
     lab.world.gate("a")
     solving = asyncio.ensure_future(lab.solve(chain("a")))
-    await asyncio.wait_for(lab.world.started("a").wait(), 5)
+    await asyncio.wait_for(lab.world.started("a").wait(), PATIENCE)
     solving.cancel()
     with pytest.raises(asyncio.CancelledError):
         await solving
@@ -244,7 +248,7 @@ async def test_cancelling_stops_what_nobody_else_waits_for(lab: Lab) -> None:
 async def test_a_run_outlives_the_build_that_began_it(lab: Lab) -> None:
     gate = lab.world.gate("a")
     first = asyncio.ensure_future(lab.solve(chain("a")))
-    await asyncio.wait_for(lab.world.started("a").wait(), 5)
+    await asyncio.wait_for(lab.world.started("a").wait(), PATIENCE)
     second = asyncio.ensure_future(lab.solve(chain("a")))
     await asyncio.sleep(0.01)
     first.cancel()
@@ -260,7 +264,7 @@ async def test_a_run_outlives_the_build_that_began_it(lab: Lab) -> None:
 async def test_what_is_wanted_while_it_is_being_stopped_starts_anew(lab: Lab) -> None:
     gate = lab.world.gate("a")
     first = asyncio.ensure_future(lab.solve(chain("a")))
-    await asyncio.wait_for(lab.world.started("a").wait(), 5)
+    await asyncio.wait_for(lab.world.started("a").wait(), PATIENCE)
     first.cancel()
     second = asyncio.ensure_future(lab.solve(chain("a")))
     with pytest.raises(asyncio.CancelledError):
@@ -292,14 +296,32 @@ async def test_a_changed_file_is_the_reason(lab: Lab) -> None:
     assert [reason.text for reason in job.traces[2].reasons] == ["f changed its content"]
 
 
+async def test_files_of_a_stage_that_were_summed_up_before_are_told_too(lab: Lab) -> None:
+    def copying(before: str) -> list[Vertex]:
+        return [
+            Vertex(Scratch()), Vertex(Run(("made",), ()), (0,), name="made"),
+            Vertex(Run((before,), ()), (0,), name=before),
+            Vertex(Copy((CopySource(1, ("f",)),), "/f"), (2, 1), name="COPY --from=made f /f"),
+        ]
+
+    for before, files in (("a", "f"), ("b", "f"), ("b", "g")):
+        if files == "g":
+            lab.world.content["made"] = "other"
+            lab.records.rows = {key: row for key, row in lab.records.rows.items() if row.description != "made"}
+        vertices = copying(before)
+        job = lab.job(vertices, executor=Executor(lab.world, vertices, files))
+        await lab.solver.solve(job)
+    assert [reason.text for reason in job.traces[3].reasons] == ["f changed its content"]
+
+
 async def test_closing_ends_every_build(lab: Lab) -> None:
     lab.world.gate("a")
     solving = asyncio.ensure_future(lab.solve(chain("a")))
-    await asyncio.wait_for(lab.world.started("a").wait(), 5)
+    await asyncio.wait_for(lab.world.started("a").wait(), PATIENCE)
     closing = asyncio.ensure_future(lab.solver.close())
     with pytest.raises(BuildError):
         await solving
-    await asyncio.wait_for(closing, 5)
+    await asyncio.wait_for(closing, PATIENCE)
 
 
 async def test_many_builds_of_many_steps_all_end(lab: Lab) -> None:

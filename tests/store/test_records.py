@@ -45,6 +45,15 @@ def test_the_nearest_is_the_newest_of_the_instruction(store: Store, fill: Filler
     assert nearest.key == "new"
 
 
+def test_the_nearest_is_the_one_that_was_used_last(store: Store, fill: Filler) -> None:
+    fill.record("old", selector="s", used=100.0)
+    fill.record("new", selector="s", used=200.0)
+    store.records.touch(["old"], 300.0)
+    nearest = store.records.nearest("s")
+    assert nearest is not None
+    assert nearest.key == "old"
+
+
 def test_an_operation_is_seen_whatever_its_inputs(store: Store, fill: Filler) -> None:
     fill.record("k", op="run make")
     assert store.records.seen("run make")
