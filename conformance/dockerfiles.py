@@ -22,6 +22,7 @@ import sys
 import tarfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -205,11 +206,15 @@ def stage_json(stage: ins.Stage) -> dict[str, Any]:
 
 
 def image_json(plan: Plan) -> dict[str, Any]:
-    """The image config as the converter leaves it: the base's diff ids, and all of the history."""
+    """The image config as the converter leaves it: the base's diff ids, and all of the history.
+
+    What an instruction did has a time only where a global ARG gives SOURCE_DATE_EPOCH one."""
     stage = plan.stages[plan.target]
     base = stage.base
+    created = None if plan.epoch is None else f"{datetime.fromtimestamp(plan.epoch, UTC):%Y-%m-%dT%H:%M:%SZ}"
     history = (base.history if base else ()) + tuple(
-        History(created_by=h.created_by, comment=h.comment, empty_layer=h.vertex is None) for h in stage.history
+        History(created=created, created_by=h.created_by, comment=h.comment, empty_layer=h.vertex is None)
+        for h in stage.history
     )
     body: dict[str, Any] = msgspec.to_builtins(
         msgspec.structs.replace(stage.image, history=history), enc_hook=str, str_keys=True
