@@ -158,11 +158,12 @@ class Database:
         self.mirror(table, row)
         return cursor.lastrowid or 0
 
-    def delete(self, table: str, key: str | int) -> int:
-        """Delete the row with this primary key (or ``key``, for records), in the journal too."""
+    def delete(self, table: str, key: str | int, *about: object) -> int:
+        """Delete the row with this primary key (or ``key``, for records), in the journal too.  about: what else its
+        line says."""
         column = KEYS[table]
         touched = self.run(f"DELETE FROM {table} WHERE {column} = ?", (key,))
-        self.mirror("-" + table, (key,))
+        self.mirror("-" + table, (key, *about))
         return touched
 
     def mirror(self, what: str, row: Sequence[Any]) -> None:

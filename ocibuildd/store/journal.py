@@ -1,9 +1,11 @@
 """What the rows say, once more: a file of JSON lines that a damaged database is built again from.
 
 ``["table", [column, …]]`` puts a row, ``["-table", [key]]`` takes one away; ``["preimages", [record's key, text,
-deflated in base64]]`` has one of the last two and goes with its record.  The first line is ``["schema", [n, bytes]]``:
-how long the file was when it was last rewritten.  Appended after each commit and never synced: the database is
-the truth, this is the spare.  A line that a crash cut short is skipped when read.
+deflated in base64]]`` has one of the last two and goes with its record.  ``["-records", [key, at, rule, why]]`` also
+says why the record went; once the file was rewritten ``["evictions", [key, selector, at, rule, why]]`` does.  The
+first line is ``["schema", [n, bytes]]``: how long the file was when it was last rewritten.  Appended after each
+commit and never synced: the database is the truth, this is the spare.  A line that a crash cut short is skipped
+when read.
 """
 
 from __future__ import annotations

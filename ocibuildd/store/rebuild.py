@@ -4,10 +4,12 @@ configs say which layers an image has."""
 from __future__ import annotations
 
 import base64
+import contextlib
 import logging
 import os
 import sqlite3
 import time
+from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from ..model.oci import MANIFEST_TYPES, MEDIA_MANIFEST, Manifest, decode_config,
 from . import journal
 from .db import Database
 from .layers import pack_chain, unpack_chain
-from .records import mirrored
+from .records import ADD_EVICTION, MAX_EVICTIONS, mirrored
 from .schema import KEYS, MIGRATIONS
 
 log = logging.getLogger(__name__)
@@ -27,6 +29,9 @@ log = logging.getLogger(__name__)
 MAX_MANIFEST = 4 << 20
 """Larger blobs aren't manifests."""
 PAGE = 500
+_EVICTION = "key, selector, at, rule, why"
+KEPT_EVICTIONS = 2_000
+"""As many of the evictions log's newest rows are kept when the journal is rewritten."""
 EMPTY = 64
 """A journal of fewer bytes has only its first line."""
 
@@ -53,6 +58,8 @@ def live_rows(db: Database) -> Iterator[tuple[str, Sequence[Any]]]:
         for _, record, packed in rows:
             yield "preimages", mirrored(record, packed)
         after = rows[-1][0]
+    for row in db.all(f"SELECT {_EVICTION} FROM evictions ORDER BY id DESC LIMIT {KEPT_EVICTIONS}")[::-1]:
+        yield "evictions", row
 
 
 def compacting(db: Database, removed: int = 0) -> Generator[None, None, None]:
@@ -68,7 +75,7 @@ def compacting(db: Database, removed: int = 0) -> Generator[None, None, None]:
 def rebuild(state: Path, db: Database) -> int:
     """Fill an empty database; gives the number of rows.  What the journal says is believed as far as the
     files bear it out (names, sizes; content is verified when it is read)."""
-    rows = _replay(state / "journal.jsonl")
+    rows, evictions = _replay(state / "journal.jsonl")
     _prune(state, rows)
     count = 0
     with db.transaction():
@@ -82,25 +89,35 @@ def rebuild(state: Path, db: Database) -> int:
         top = max((int(row[0]) for row in rows["layers"].values()), default=0)
         db.run("UPDATE sqlite_sequence SET seq = max(seq, ?) WHERE name = 'layers'", (top,))
         rows.clear()
+        for eviction in evictions:
+            with contextlib.suppress(sqlite3.Error):
+                db.run(ADD_EVICTION, eviction)
         _preimages(state / "journal.jsonl", db)
         if db.one("SELECT 1 FROM images LIMIT 1") is None:
             count += _from_blobs(state, db)
     return count
 
 
-def _replay(path: Path) -> dict[str, dict[Any, list[Any]]]:
-    """The rows that stand after all lines."""
+def _replay(path: Path) -> tuple[dict[str, dict[Any, list[Any]]], deque[Sequence[Any]]]:
+    """The rows that stand after all lines, and why the latest records went that don't."""
     rows: dict[str, dict[Any, list[Any]]] = {table: {} for table in KEYS}
+    evictions: deque[Sequence[Any]] = deque(maxlen=MAX_EVICTIONS)
     width = _widths()
     for what, row in journal.read(path):
         table = what.removeprefix("-")
-        if table not in rows or not row:
+        if not row or any(isinstance(value, list | dict) for value in row):
+            continue  # no column holds such a thing
+        if what == "evictions" and len(row) == len(_EVICTION.split()):
+            evictions.append(row)
+        if table not in rows:
             continue
         if what.startswith("-"):
-            rows[table].pop(row[0], None)
+            gone = rows[table].pop(row[0], None)
+            if what == "-records" and len(row) == 4 and gone is not None:
+                evictions.append((row[0], gone[2], *row[1:]))
         elif len(row) == width[table][0]:
             rows[table][row[width[table][1]]] = row
-    return rows
+    return rows, evictions
 
 
 def _preimages(path: Path, db: Database) -> None:

@@ -24,6 +24,7 @@ DIGESTS = re.compile(r"sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}")
 MAX_EVICTIONS = 20_000
 """Rows of the evictions log; the oldest go first."""
 TRIM = 1_000
+ADD_EVICTION = "INSERT INTO evictions (key, selector, at, rule, why) VALUES (?, ?, ?, ?, ?)"
 LATEST = 64
 """Records of an instruction among which the one used last is looked for."""
 
@@ -140,15 +141,13 @@ class Records:
         row = self._db.one("SELECT selector, id FROM records WHERE key = ?", (key,))
         if row is None:
             return False
+        at = time.time() if now is None else now
         hit("record.before-delete")
         with self._db.transaction():
-            self._db.delete("records", key)
+            self._db.delete("records", key, *((at, rule, why) if rule else ()))
             self._db.run("DELETE FROM preimages WHERE id = ?", (row[1],))
             if rule:
-                self._db.run(
-                    "INSERT INTO evictions (key, selector, at, rule, why) VALUES (?, ?, ?, ?, ?)",
-                    (key, row[0], time.time() if now is None else now, rule, why),
-                )
+                self._db.run(ADD_EVICTION, (key, row[0], at, rule, why))
         return True
 
     def using(self, layer: LayerId) -> list[str]:

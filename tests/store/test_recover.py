@@ -15,6 +15,7 @@ from ocibuildd.model.digest import Digest
 from ocibuildd.store import Store
 from ocibuildd.store.check import checking
 from ocibuildd.store.gc import finish
+from ocibuildd.store.records import Eviction
 
 LAYER = Digest.of(b"layer")
 PREIMAGE = "what its key was made of " * 100
@@ -265,6 +266,35 @@ def test_a_rewritten_journal_keeps_what_explains_and_is_left_alone(
         assert store.recovered.damage
         assert {key: store.records.preimage(key) for key in texts} == texts
         assert store.records.preimage("short") == "plain"
+
+
+@pytest.mark.parametrize("rewritten", [False, True])
+def test_a_rebuilt_database_knows_why_a_record_went(
+    state: Path, rewritten: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Store.open(state) as store:
+        Filler(store).record("k", selector="s")
+        store.records.remove("k", rule="prune", why="it was asked for", now=7.0)
+        Filler(store).record("stays", value="x" * 1_000)
+        Filler(store).record("stays", value="y" * 1_000)
+    if rewritten:
+        monkeypatch.setattr("ocibuildd.store.journal.COMPACT_AT", 1)
+        Store.open(state).close()
+        assert b'"evictions"' in (state / "journal.jsonl").read_bytes()
+    damage_header(state / "store.db")
+    with Store.open(state) as store:
+        assert store.recovered.damage
+        assert store.records.evicted(selector="s") == Eviction("k", "s", 7.0, "prune", "it was asked for")
+
+
+def test_a_line_of_the_journal_that_makes_no_sense_is_skipped(state: Path) -> None:
+    with Store.open(state) as store:
+        Filler(store).record("k")
+    with (state / "journal.jsonl").open("ab") as file:
+        file.write(b'["-records",[["k"]]]\n["-blobs",[{}]]\n["evictions",[1,[],3,4,5]]\n["evictions",[]]\n')
+    damage_header(state / "store.db")
+    with Store.open(state) as store:
+        assert store.records.get("k") is not None
 
 
 def test_a_state_directory_that_is_no_directory_is_refused(tmp_path: Path) -> None:
