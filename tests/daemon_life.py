@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from fixtures import BIN, Daemon
+from patience import PATIENCE, within
 
 DOCKERFILE = """\
 FROM busybox AS made
@@ -113,12 +114,10 @@ class Victim:
     def dead(self) -> None:
         """It was killed: nothing of it may be left, neither process nor mount."""
         assert self.daemon.process is not None
-        assert self.daemon.process.wait(10) == -signal.SIGKILL, self.daemon.log[-3000:]
+        assert self.daemon.process.wait(PATIENCE) == -signal.SIGKILL, self.daemon.log[-3000:]
         self.daemon.process = None
-        end = time.monotonic() + GONE
-        while left := {pid for pid in self.children if alive(pid)}:
-            assert time.monotonic() < end, f"left behind: {[command(pid) for pid in left]}"
-            time.sleep(0.01)
+        over = within(GONE, lambda: not any(map(alive, self.children)))
+        assert over, f"left behind: {[command(pid) for pid in self.children if alive(pid)]}"
         assert str(self.daemon.root) not in Path("/proc/self/mountinfo").read_text()
 
     # --- requests -------------------------------------------------------------------------------

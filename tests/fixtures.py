@@ -11,13 +11,13 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from patience import PATIENCE, until
 
 BIN = Path(sys.executable).parent
 # Whoever started us in the background had us ignore it, and so would every client that a test interrupts.
@@ -183,14 +183,12 @@ class Daemon:
                 stderr=log,
                 start_new_session=True,
             )
-        deadline = time.monotonic() + 20
-        while time.monotonic() < deadline:
-            if self.process.poll() is not None:
-                raise AssertionError(f"the daemon ended at once: {self.log[-3000:]}")
-            if self("version").code == 0:
-                return
-            time.sleep(0.05)
-        raise AssertionError(f"the daemon does not answer: {self.log[-3000:]}")
+        until("the daemon's answer", self._answers)
+
+    def _answers(self) -> bool:
+        assert self.process is not None
+        assert self.process.poll() is None, f"the daemon ended at once: {self.log[-3000:]}"
+        return self("version").code == 0
 
     def stop(self, how: int = signal.SIGTERM) -> None:
         """End it; SIGKILL for the cruel way."""
@@ -198,7 +196,7 @@ class Daemon:
             return
         self.process.send_signal(how)
         try:
-            self.process.wait(20)
+            self.process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait(5)
@@ -331,6 +329,15 @@ def free_port() -> int:
         return port
 
 
+def answers(port: int) -> bool:
+    """Whether a registry serves there."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/v2/", timeout=1):
+            return True
+    except OSError:
+        return False
+
+
 @pytest.fixture(scope="session")
 def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Debian's docker-registry on loopback: ``127.0.0.1:PORT``."""
@@ -345,18 +352,12 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             ["docker-registry", "serve", str(config)], stdout=log, stderr=log
         )
     try:
-        for _ in range(200):
-            try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{port}/v2/", timeout=1):
-                    break
-            except OSError:
-                time.sleep(0.05)
-        else:
-            raise AssertionError((root / "log").read_text())
+        until("the registry's answer", lambda: process.poll() is not None or answers(port))
+        assert process.poll() is None, (root / "log").read_text()
         yield f"127.0.0.1:{port}"
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(PATIENCE)
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import aiohttp
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from patience import PATIENCE, eventually
 
 from ocibuildd.api import images, run, spaces
 from ocibuildd.api.app import make_app
@@ -172,10 +173,7 @@ async def test_a_client_that_leaves_takes_its_build_with_it(
     answer = await call("POST", f"/v1/builds?{query}", json=BUILD)
     await answer.content.readline()
     answer.close()
-    for _ in range(100):
-        if served.builds.cancelled and not served.active:
-            break
-        await asyncio.sleep(0.01)
+    await eventually("the request's end", lambda: not served.active)
     assert served.builds.cancelled == cancelled
 
 
@@ -199,10 +197,7 @@ async def test_an_upload_is_kept_whole_or_aborted(call: Call, served: Services, 
     await writer.drain()
     await asyncio.sleep(0.05)
     writer.close()
-    for _ in range(100):
-        if served.builds.aborted:
-            break
-        await asyncio.sleep(0.01)
+    await eventually("the upload's end", lambda: served.builds.aborted)
     assert (served.builds.aborted, len(served.builds.uploads)) == (1, 1)
     del reader
 
@@ -252,7 +247,7 @@ async def test_a_pull_ends_when_its_client_leaves(call: Call, served: Services) 
     answer = await call("POST", "/v1/images/pull", json={"reference": "x"})
     await answer.content.readline()
     answer.close()
-    assert await asyncio.wait_for(ended.wait(), 2)
+    assert await asyncio.wait_for(ended.wait(), PATIENCE)
 
 
 async def test_a_tar_that_breaks_in_the_middle_cuts_the_connection(call: Call, served: Services) -> None:
@@ -363,7 +358,7 @@ async def _throw(data: bytes, path: Path) -> bytes:
         writer.close()
         reader, writer = await asyncio.open_unix_connection(str(path))
         writer.write(b"GET /v1/version HTTP/1.1\r\nHost: d\r\nConnection: close\r\n\r\n")
-        answer = await asyncio.wait_for(reader.read(), 2)
+        answer = await asyncio.wait_for(reader.read(), PATIENCE)
         writer.close()
         return answer
     finally:

@@ -7,12 +7,12 @@ import os
 import pty
 import signal
 import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from patience import PATIENCE, heard, until
 
 Context = Callable[..., Path]
 
@@ -50,10 +50,10 @@ def test_input_signals_and_statuses_reach_a_sandbox(daemon: Any) -> None:
     assert (done.code, done.out, done.err) == (7, "from stdin\n", "err\n")
     assert daemon("run", "busybox", "/no/such/program").code == 127
     assert daemon("run", "no-such-image").code == 125
-    sleeping = daemon.background("run", "busybox", "sleep", "60")
-    time.sleep(1)
+    sleeping = daemon.background("run", "busybox", "sh", "-c", "echo begun; exec sleep 600")
+    heard(sleeping, "begun")
     sleeping.send_signal(signal.SIGTERM)
-    sleeping.communicate(timeout=20)
+    sleeping.communicate(timeout=PATIENCE)
     assert sleeping.returncode == 143
 
 
@@ -72,19 +72,17 @@ def test_a_terminal_inside_is_a_terminal(daemon: Any) -> None:
             break
         said += data
     os.close(master)
-    assert process.wait(20) == 0, said
+    assert process.wait(PATIENCE) == 0, said
     assert b"yes-42" in said
 
 
 def test_interrupting_a_build_cancels_it(daemon: Any, context: Context) -> None:
     path = context(Dockerfile="FROM busybox\nRUN echo begun; sleep 60\n")
     client = daemon.background("build", "--progress=plain", path)
-    deadline = time.monotonic() + 20
-    while not daemon.ok("ps", "-q").out.split() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    time.sleep(0.5)
+    heard(client, "begun\n")
+    assert daemon.ok("ps", "-q").out.split()
     client.send_signal(signal.SIGINT)
-    out, _ = client.communicate(timeout=20)
+    out, _ = client.communicate(timeout=PATIENCE)
     assert client.returncode == 130
     assert "cancelled" in out
     assert daemon.ok("ps", "-q").out == ""
@@ -144,15 +142,11 @@ def test_a_reload_takes_settings_over_and_keeps_them_when_the_file_is_bad(
 
     config.write_text("[daemon]\ngrace = 7\n")
     daemon.process.send_signal(signal.SIGHUP)
-    deadline = time.monotonic() + 10
-    while grace() != "7.0" and time.monotonic() < deadline:
-        time.sleep(0.05)
+    until("the new setting", lambda: grace() == "7.0")
     config.write_text("[daemon]\ngrace = 'for ever'\n")
     daemon.process.send_signal(signal.SIGHUP)
-    while "kept as it was" not in daemon.log and time.monotonic() < deadline:
-        time.sleep(0.05)
+    assert until("the refusal", lambda: "kept as it was" in daemon.log)
     assert grace() == "7.0"
-    assert "kept as it was" in daemon.log
 
 
 @pytest.mark.parametrize("argv", [["images"], ["history", "busybox"], ["system", "df", "-v"], ["info"],

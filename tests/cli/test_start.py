@@ -6,11 +6,11 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from patience import until
 
 BIN = Path(sys.executable).parent
 
@@ -40,9 +40,7 @@ def test_several_clients_at_once_start_one_daemon_which_ends_when_idle(home: Pat
     assert [each.returncode for each in clients] == [0, 0, 0], said
     assert len({out for out, _ in said}) == 1
     pid = int(said[0][0])
-    deadline = time.monotonic() + 20
-    while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
+    until("its idle end", lambda: not Path(f"/proc/{pid}").exists())
     assert not (home / "run" / "ocibuildd" / "ocibuildd.sock").exists()
     log = (home / ".local" / "state" / "ocibuildd" / "ocibuildd.log").read_text()
     assert '"message": "ended"' in log

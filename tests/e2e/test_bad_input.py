@@ -6,12 +6,12 @@ import json
 import os
 import signal
 import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from patience import PATIENCE, heard, until, within
 
 Context = Callable[..., Path]
 
@@ -143,17 +143,11 @@ def test_ctrl_c_ends_the_build_and_everything_in_it(daemon: Any, context: Contex
     client = daemon.background(
         "build", context(Dockerfile="FROM busybox\nRUN (sleep 98765 &) ; sleep 98765\n")
     )
-    deadline = time.monotonic() + 15
-    while not processes(daemon) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert processes(daemon)
+    until("its step runs", lambda: processes(daemon))
     client.send_signal(signal.SIGINT)
-    client.communicate(timeout=10)
+    client.communicate(timeout=PATIENCE)
     assert client.returncode != 0
-    deadline = time.monotonic() + 2
-    while processes(daemon) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert processes(daemon) == []
+    assert within(2, lambda: processes(daemon) == [])
 
 
 def test_a_killed_daemon_starts_clean_with_its_cache_whole(
@@ -163,11 +157,13 @@ def test_a_killed_daemon_starts_clean_with_its_cache_whole(
     daemon.ok("import", busybox_tar, "busybox")
     path = context(Dockerfile="FROM busybox\nRUN echo kept > /kept\nRUN sleep 98764\n")
     client = daemon.background("build", "--progress=plain", path)
-    time.sleep(2)
+    heard(client, "why: it never ran before")
+    # A step's record is on the disk a moment later, and those of all when any build has ended.
+    daemon.ok("build", "-", stdin=b"FROM busybox\nRUN true\n")
     os.killpg(daemon.process.pid, signal.SIGKILL)
     daemon.process.wait()
     daemon.process = None
-    client.communicate(timeout=10)
+    client.communicate(timeout=PATIENCE)
     assert client.returncode != 0
     daemon.start()
     (path / "Dockerfile").write_text("FROM busybox\nRUN echo kept > /kept\nRUN cat /kept\n")

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from patience import PATIENCE, heard
+
 Context = Callable[..., Path]
 
 MULTI_STAGE = """\
@@ -164,13 +166,14 @@ def test_dockerignore_hides_a_file_from_copy(daemon: Any, context: Context) -> N
 
 def test_independent_stages_run_at_the_same_time(daemon: Any, context: Context) -> None:
     # Each waits for the other's start: one after the other would never end.
-    stage = "FROM busybox AS {0}\nRUN --mount=type=cache,target=/c,id=meet touch /c/{0} && for i in $(seq 200); do [ -e /c/{1} ] && exit 0; sleep 0.1; done; exit 1\n"
+    stage = "FROM busybox AS {0}\nRUN --mount=type=cache,target=/c,id=meet touch /c/{0} && for i in $(seq 600); do [ -e /c/{1} ] && exit 0; sleep 0.1; done; exit 1\n"
     path = context(
         Dockerfile=stage.format("a", "b")
         + stage.format("b", "a")
         + "FROM busybox\nCOPY --from=a /bin/sh /a\nCOPY --from=b /bin/sh /b\n"
     )
-    daemon.ok("build", path)
+    built = daemon.ok("build", "--progress=plain", path)
+    assert "0 of 4 steps cached" in built.text
 
 
 def test_progress_json_is_one_event_a_line(daemon: Any, context: Context) -> None:
@@ -186,12 +189,10 @@ def test_a_build_survives_the_daemon_being_asked_to_end(
 ) -> None:
     daemon = make_daemon()
     daemon.ok("import", busybox_tar, "busybox")
-    path = context(Dockerfile="FROM busybox\nRUN sleep 2 && echo drained\n")
+    path = context(Dockerfile="FROM busybox\nRUN echo begun && sleep 2 && echo drained\n")
     client = daemon.background("build", "--progress=plain", path)
-    import time
-
-    time.sleep(1)
+    heard(client, "begun\n")
     daemon.stop()
-    out, _ = client.communicate(timeout=20)
+    out, _ = client.communicate(timeout=PATIENCE)
     assert client.returncode == 0, out
-    assert "drained" in out
+    assert "drained\n" in out

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sqlite3
+import subprocess
 import tarfile
 import threading
 import time
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 from faulty_registry import FaultyRegistry, serving
+from patience import PATIENCE
 
 Context = Callable[..., Path]
 DOCKERFILE = """\
@@ -125,7 +127,7 @@ def watched() -> Iterator[FaultyRegistry]:
 
     thread = threading.Thread(target=loop.run_until_complete, args=[serve()])
     thread.start()
-    assert ready.wait(10)
+    assert ready.wait(PATIENCE)
     yield registry
     loop.call_soon_threadsafe(ends.set)
     thread.join()
@@ -226,3 +228,28 @@ def test_a_no_op_build_of_200_steps_among_5000_records_is_quick(
     begun = time.monotonic()
     fresh.ok("build", "-q", path)
     assert time.monotonic() - begun < 5.0
+
+
+SPOIL = '''
+cd "$1"; for f in */fs/spoilt; do touch -r $f /tmp/$$; printf wrong > $f; touch -r /tmp/$$ $f; rm /tmp/$$; done
+'''
+
+
+def spoil(daemon: Any) -> None:
+    """Other bytes in ``/spoilt`` of an unpacked layer, with size and time as they were."""
+    trees = daemon.root / "state" / "trees"
+    command = ["unshare", "--map-root-user", "--map-auto", "sh", "-ec", SPOIL, "sh", str(trees)]
+    subprocess.run(command, check=True)
+
+
+def test_a_tree_that_the_disk_spoilt_is_found_and_made_anew(fresh: Any, context: Context) -> None:
+    lines = "RUN printf right > /spoilt\nRUN mkdir /d && ln -s /spoilt /d/l && rm /bin/vi && chmod 700 /home\nCOPY f /d/f\n"
+    fresh.ok("build", "-t", "tree", context(Dockerfile=f"FROM busybox\n{lines}RUN cat /d/l /d/f\n", f="f"))
+    assert "all is well" in fresh.ok("system", "check", "--trees").out
+    spoil(fresh)
+    assert "all is well" in fresh.ok("system", "check").out
+    found = fresh("system", "check", "--trees", "--repair").out
+    assert "differs from its blob: /spoilt content changed" in found
+    assert "1 repaired" in found
+    assert "all is well" in fresh.ok("system", "check", "--trees").out
+    assert fresh.ok("run", "tree", "cat", "/spoilt").out == "right"

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from patience import heard, until
 
 Context = Callable[..., Path]
 DOCKERFILE = """\
@@ -137,9 +138,12 @@ def test_debug_gives_a_terminal(own: Any, context: Context) -> None:
 def test_the_images_before_a_failed_step_are_there(own: Any, context: Context) -> None:
     text = "FROM busybox\nRUN echo unusual-step > /u\nRUN false\n"
     assert own("build", context(Dockerfile=text)).code
-    time.sleep(0.2)
-    every = own.ok("images", "-a", "-q", "--no-trunc").out.split()
-    assert any("unusual-step" in own.ok("history", "--no-trunc", image).out for image in every[:3])
+
+    def steps() -> list[str]:
+        every = own.ok("images", "-a", "-q", "--no-trunc").out.split()[:3]
+        return [own.ok("history", "--no-trunc", image).out for image in every]
+
+    assert until("its image", lambda: any("unusual-step" in text for text in steps()))
 
 
 def test_diff_lists_what_a_step_did_with_sizes(own: Any, image: str) -> None:
@@ -269,16 +273,15 @@ def test_identical_work_of_two_builds_runs_once(own: Any, context: Context) -> N
 
 
 def test_a_cancelled_build_takes_down_only_its_own_work(own: Any, context: Context) -> None:
-    path = context(Dockerfile="FROM busybox\nRUN sleep 3; cat /proc/sys/kernel/random/uuid > /shared\n")
+    path = context(Dockerfile="FROM busybox\nRUN echo begun; sleep 3; cat /proc/sys/kernel/random/uuid > /shared\n")
     first = own.ok("build", "--detach", path).out.strip()
-    second = own.background("build", "-t", "inter/shared", path)
-    time.sleep(0.7)
+    second = own.background("build", "--progress=plain", "-t", "inter/shared", path)
+    heard(second, "begun\n")
     own.ok("cancel", first)
     assert json.loads(own.ok("builds", "inspect", first).out)["state"] == "cancelled"
     text = second.communicate(timeout=60)[0]
     assert second.returncode == 0, text
-    begun = time.monotonic()
-    alone = own.ok("build", "--detach", context(Dockerfile="FROM busybox\nRUN sleep 60\n")).out.strip()
-    time.sleep(0.5)
+    alone = own.ok("build", "--detach", context(Dockerfile="FROM busybox\nRUN echo begun; sleep 6000\n")).out.strip()
+    until("its step runs", lambda: "begun\n" in own.ok("logs", alone).text)
     own.ok("cancel", alone)
-    assert time.monotonic() - begun < 10
+    assert json.loads(own.ok("builds", "inspect", alone).out)["state"] == "cancelled"

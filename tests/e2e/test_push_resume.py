@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from faulty_registry import FaultyRegistry, serving
+from patience import PATIENCE, eventually
 from tcp_proxy import Proxy, proxying
 
 PART = 1_000_000
@@ -34,10 +35,8 @@ async def killed_while_pushing(
     starts again."""
     await asyncio.to_thread(daemon.ok, "tag", image, target)
     client = daemon.background("push", target)
-    async with asyncio.timeout(60):
-        await proxy.held.wait()
-        while proxy.created < created:
-            await asyncio.sleep(0.02)
+    await asyncio.wait_for(proxy.held.wait(), 2 * PATIENCE)
+    await eventually("the blobs before", lambda: proxy.created >= created)
     await asyncio.to_thread(daemon.stop, signal.SIGKILL)
     assert await asyncio.to_thread(client.wait, 20) != 0
     client.stdout.close()
@@ -52,9 +51,10 @@ async def test_a_push_goes_on_within_a_layer_after_the_daemon_was_killed(own: An
             proxy.hold = PART
             target = f"{proxy.host}/app:1"
             await killed_while_pushing(own, "one", target, proxy, 1)
-            async with asyncio.timeout(20):
-                while not any(len(have) > PART // 2 for have in registry.uploads.values()):
-                    await asyncio.sleep(0.02)
+            await eventually(
+                "the first part",
+                lambda: any(len(have) > PART // 2 for have in registry.uploads.values()),
+            )
             await asyncio.to_thread(own.ok, "push", target)
         assert proxy.sent < 2.6 * PART  # of 3 million bytes, the rest alone
         assert ("app", "1") in registry.manifests

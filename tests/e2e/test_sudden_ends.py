@@ -5,27 +5,16 @@ from __future__ import annotations
 import itertools
 import os
 import signal
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from daemon_life import alive, command, descendants
 from fixtures import Daemon
+from patience import PATIENCE, until
 
-PATIENCE = 15.0
-"""Seconds: a bound for a busy machine, where a second is what is usual."""
 KINDS = ("mnt", "net", "pid", "user")
 numbers = itertools.count(101)
-
-
-def until(what: str, condition: Callable[[], Any]) -> Any:
-    end = time.monotonic() + PATIENCE
-    while not (found := condition()):
-        assert time.monotonic() < end, what
-        time.sleep(0.02)
-    return found
 
 
 def namespaces(pids: set[int]) -> set[str]:
@@ -67,7 +56,7 @@ class Step:
         directory.mkdir()
         (directory / "Dockerfile").write_text(f"FROM busybox\nRUN {script}\n")
         self.client = daemon.background("build", "--progress=plain", "--no-cache", *options, directory)
-        self.pids = until("no step runs", lambda: len(found := self.running()) >= 2 and found)
+        self.pids = until("a step runs", lambda: len(found := self.running()) >= 2 and found)
         outside = {os.getpid(), nsd_of(daemon)}
         self.inside = namespaces(self.pids) - namespaces(outside)
         # Held, or their numbers were given to the next ones.
@@ -81,9 +70,9 @@ class Step:
 
     def gone(self) -> None:
         """No process is left, and nobody is in its namespaces (a mount needs one: they go together)."""
-        until(f"left: {self.mark}", lambda: not self.running() and not any(map(alive, self.pids)))
-        until("its namespaces are in use", lambda: not self.inside & namespaces(everybody()))
-        until("its namespaces are held", lambda: not self.inside & opened(self.family()))
+        until(f"the end of {self.mark}", lambda: not self.running() and not any(map(alive, self.pids)))
+        until("its namespaces are empty", lambda: not self.inside & namespaces(everybody()))
+        until("its namespaces are let go", lambda: not self.inside & opened(self.family()))
         for fd in self.held:
             os.close(fd)
         assert str(self.daemon.root) not in Path("/proc/self/mountinfo").read_text()
@@ -186,7 +175,7 @@ def test_a_killed_daemon_takes_its_steps_with_it(victim: Daemon, step: Step) -> 
     family = descendants(victim.process.pid)
     victim.stop(signal.SIGKILL)
     step.gone()
-    until("left of the daemon", lambda: not (left := [command(pid) for pid in family if alive(pid)]) or print(left))
+    until("the end of the daemon's family", lambda: not (left := [command(pid) for pid in family if alive(pid)]) or print(left))
     step.said()
     victim.start()
     assert "daemon" in victim("logs", build).text
@@ -215,10 +204,10 @@ def test_a_killed_uplink_is_started_again_and_steps_go_on(
     victim: Daemon, uplink: Callable[[], set[int]], begin: Callable[..., Step], tmp_path: Path
 ) -> None:
     step = begin()
-    before = until("no uplink runs", uplink)
+    before = until("an uplink runs", uplink)
     for pid in before:
         os.kill(pid, signal.SIGKILL)
-    until("it is not started again", lambda: uplink() - before)
+    until("it is started again", lambda: uplink() - before)
     assert step.running() == step.pids
     step.client.kill()
     step.gone()
@@ -228,10 +217,10 @@ def test_a_killed_uplink_is_started_again_and_steps_go_on(
 
 @pytest.mark.usefixtures("next_build", "uplink")
 def test_a_killed_network_is_made_again(victim: Daemon, tmp_path: Path) -> None:
-    before = until("no network", lambda: of(victim, "ocibuildd-net"))
+    before = until("a network", lambda: of(victim, "ocibuildd-net"))
     for pid in before:
         os.kill(pid, signal.SIGKILL)
-    until("its processes stay", lambda: not any(map(alive, before)))
+    until("its processes end", lambda: not any(map(alive, before)))
     (tmp_path / "network/Dockerfile").write_text("FROM busybox\nRUN ip route | grep default\n")
-    until("no build works", lambda: victim("build", "--no-cache", tmp_path / "network").code == 0)
+    until("a build works", lambda: victim("build", "--no-cache", tmp_path / "network").code == 0)
     assert of(victim, "ocibuildd-net").isdisjoint(before)

@@ -8,12 +8,12 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from patience import PATIENCE, until
 
 ROOT = Path(__file__).resolve().parents[2]
 UNITS = sorted((ROOT / "systemd").glob("*/*.service"))
@@ -125,12 +125,10 @@ def test_a_daemon_started_by_its_socket_answers_and_ends_when_idle(
             start_new_session=True,
         )
     try:
-        deadline = time.monotonic() + 5
-        while not daemon.socket.exists() and time.monotonic() < deadline:
-            time.sleep(0.02)
+        until("its socket", daemon.socket.exists)
         # The first connection waits in the socket's queue until the daemon has started.
         assert daemon("version").code == 0, daemon.log
-        assert activator.wait(20) == 0, daemon.log
+        assert activator.wait(PATIENCE) == 0, daemon.log
     finally:
         if activator.poll() is None:
             os.killpg(activator.pid, signal.SIGKILL)
@@ -144,7 +142,7 @@ def test_ready_and_stopping_are_told_to_the_service_manager(
 
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
         notify.bind(str(tmp_path / "notify"))
-        notify.settimeout(10)
+        notify.settimeout(PATIENCE)
         daemon = make_daemon(NOTIFY_SOCKET=str(tmp_path / "notify"))
         said = notify.recv(4096).decode()
         while "READY=1" not in said:
@@ -156,5 +154,5 @@ def test_ready_and_stopping_are_told_to_the_service_manager(
         daemon.process.send_signal(signal.SIGTERM)
         while "STOPPING=1" not in said:
             said = notify.recv(4096).decode()
-        daemon.process.wait(20)
+        assert daemon.process.wait(PATIENCE) == 0
         daemon.process = None

@@ -8,11 +8,11 @@ import resource
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from patience import PATIENCE, until
 
 from ocibuildd.sandbox import cgroup, step
 from ocibuildd.sandbox.cgroup import Cgroups, settings
@@ -144,12 +144,7 @@ def group():
     finally:
         for leaf in [*path.glob("*/"), path]:
             (leaf / "cgroup.kill").write_text("1")
-            end = time.monotonic() + 2
-            while leaf.exists() and time.monotonic() < end:
-                try:
-                    leaf.rmdir()
-                except OSError:
-                    time.sleep(0.01)
+            until("it can be removed", lambda leaf=leaf: cgroup.Leaf(str(leaf)).remove())
 
 
 def test_a_whole_tree_of_processes_is_killed_at_once(group):
@@ -162,10 +157,8 @@ def test_a_whole_tree_of_processes_is_killed_at_once(group):
     assert leaf.populated()
     assert not leaf.remove()
     leaf.kill()
-    assert child.wait(2) == -signal.SIGKILL
-    end = time.monotonic() + 2
-    while leaf.populated() and time.monotonic() < end:
-        time.sleep(0.005)
+    assert child.wait(PATIENCE) == -signal.SIGKILL
+    until("it is empty", lambda: not leaf.populated())
     assert leaf.remove()
     assert leaf.remove()
 
@@ -196,7 +189,7 @@ def test_steps_of_an_earlier_life_are_swept(group):
     child = subprocess.Popen(["sleep", "60"])
     groups.leaf("old").add(child.pid)
     assert Cgroups.at(str(group)).sweep() == 1
-    assert child.wait(2) == -signal.SIGKILL
+    assert child.wait(PATIENCE) == -signal.SIGKILL
 
 
 def test_names_that_are_no_names_are_refused(group):

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import io
 import os
 import tarfile
-import time
 
 import pytest
+from patience import eventually
 from sandboxes import busybox_layer, opened
 
 from ocibuildd import errors
@@ -100,8 +99,8 @@ async def test_no_mount_and_no_process_stays(state_dir, mode):
         assert result.code == 0, result.output
         read = {"lowers": ["base", "two"], "stat": ["/etc/passwd"], "read": []}
         assert (await box.client.call("lookup", read))["stat"]
-        assert await eventually(lambda: not servers(state_dir))
-        assert await eventually(lambda: not list((state_dir / "tmp").iterdir()))
+        assert await eventually("its servers end", lambda: not servers(state_dir))
+        assert await eventually("tmp is empty", lambda: not list((state_dir / "tmp").iterdir()))
     finally:
         await box.client.close()
 
@@ -117,13 +116,6 @@ def servers(state):
         if os.fsencode(state) in command and b"fuse-overlayfs" in command:
             found.append(pid)
     return found
-
-
-async def eventually(true, seconds=5.0):
-    end = time.monotonic() + seconds
-    while not true() and time.monotonic() < end:
-        await asyncio.sleep(0.05)
-    return true()
 
 
 async def test_the_limit_of_what_a_step_writes_does_not_count_the_copy(state_dir):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import os
-import time
 
 import pytest
 
@@ -209,10 +208,8 @@ async def test_usage_is_measured(box):
 
 
 async def test_a_timeout_ends_the_step(box):
-    started = time.monotonic()
-    outcome = (await box.run("sleep", "60", limits={"timeout": 1})).outcome
+    outcome = (await box.run("sleep", "6000", limits={"timeout": 1})).outcome
     assert outcome["reason"] == "timeout"
-    assert time.monotonic() - started < 10
 
 
 async def test_a_full_upper_directory_ends_the_step(box):

@@ -18,6 +18,7 @@ import zlib
 from pathlib import Path
 
 import pytest
+from patience import eventually
 
 from ocibuildd.errors import BuildError
 
@@ -144,8 +145,8 @@ def test_b54_attributes_that_steer_overlayfs_do_not_come_from_an_image(box, key)
 
 
 @pytest.mark.parametrize(("name", "value"), [
-    ("LD_PRELOAD", "/tmp/evil.so"), ("LD_LIBRARY_PATH", "/tmp"), ("PYTHONPATH", "/tmp"), ("PYTHONHOME", "/tmp"),
-    ("PYTHONSTARTUP", "/tmp/x"), ("BASH_ENV", "/tmp/x"), ("GCONV_PATH", "/tmp"), ("NOTIFY_SOCKET", "/run/x"),
+    ("LD_PRELOAD", "/tmp/evil.so"), ("LD_LIBRARY_PATH", "/tmp/."), ("PYTHONPATH", "/tmp/."), ("PYTHONHOME", "/tmp/."),
+    ("PYTHONSTARTUP", "/tmp/x"), ("BASH_ENV", "/tmp/x"), ("GCONV_PATH", "/tmp/."), ("NOTIFY_SOCKET", "/run/x"),
 ])
 def test_b55_variables_of_an_image_reach_the_step_and_nobody_else(box, name, value):
     lowers = box.variant({"tmp/evil.so": b"\x7fELF", "tmp/os.py": b"open('/pwned','w')", "tmp/x": b"touch /pwned\n"})
@@ -240,15 +241,21 @@ def test_c66_a_secret_is_in_no_layer(box):
 def test_c66_a_secret_is_in_no_command_line(box):
     secret = "canary" + os.urandom(10).hex()
     mount = {"kind": "secret", "target": "/key", "readonly": True, "data": base64.b64encode(secret.encode()).decode()}
-    spec = box.spec(["/bin/sleep", "1"], mounts=[mount])
+    number = f"75{os.getpid()}"
+    spec = box.spec(["/bin/sleep", number], mounts=[mount])
 
     async def look():
         import asyncio
 
         running = asyncio.create_task(box.start(spec))
-        await asyncio.sleep(0.5)
-        seen = subprocess.run(["ps", "axeww"], capture_output=True, check=True).stdout
-        await running
+
+        def listed() -> bytes:
+            seen = subprocess.run(["ps", "axeww"], capture_output=True, check=True).stdout
+            return seen if f"sleep {number}".encode() in seen else b""
+
+        seen = await eventually("the step", listed)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
         return seen
 
     assert secret.encode() not in box.wait(look())

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from filler import Filler
+from patience import eventually
 
 from ocibuildd.errors import NoSpace
 from ocibuildd.model.digest import Digest
@@ -210,10 +211,7 @@ async def test_maintenance_runs_by_itself_after_a_commit(
     task = asyncio.create_task(Maintenance(store, rmtree).run())
     await asyncio.sleep(0.05)
     fill.layer("layer", tree=5)
-    for _ in range(100):
-        await asyncio.sleep(0.01)
-        if not store.trees.unsynced():
-            break
+    await eventually("it is synced", lambda: not store.trees.unsynced())
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     assert store.trees.unsynced() == []
@@ -234,10 +232,7 @@ async def test_what_is_thrown_away_while_maintenance_works_is_deleted_too(
     store.trees.forget(trees[0])
     store.trees.trash(trees.pop())
     task = asyncio.create_task(Maintenance(store, remove).run())
-    for _ in range(200):
-        await asyncio.sleep(0.01)
-        if not trees and not os.listdir(store.path / "trash"):
-            break
+    await eventually("it is deleted", lambda: not trees and not os.listdir(store.path / "trash"))
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     assert (trees, os.listdir(store.path / "trash")) == ([], [])
