@@ -10,6 +10,10 @@ from .services import SERVICES, Services
 
 KEEPALIVE = 75.0
 """Seconds that an idle connection stays open."""
+MAX_LINE = 1 << 20
+"""Bytes of a request's first line: Docker's clients put build arguments and labels into it (Go takes as much)."""
+MAX_FIELD = 256 << 10
+"""Bytes of one header: X-Registry-Config has the credentials of all registries."""
 
 
 def make_app(served: Services) -> web.Application:
@@ -26,5 +30,6 @@ def make_runner(app: web.Application) -> web.AppRunner:
     a client has compressed (a bomb would be unpacked before any limit is looked at)."""
     return web.AppRunner(
         app, handle_signals=False, access_log=None, keepalive_timeout=KEEPALIVE,
-        handler_cancellation=True, auto_decompress=False, shutdown_timeout=5.0,
+        handler_cancellation=True, auto_decompress=False, shutdown_timeout=5.0, max_line_size=MAX_LINE,
+        max_field_size=MAX_FIELD,
     )

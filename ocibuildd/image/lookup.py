@@ -208,7 +208,7 @@ def truth(text: str) -> bool:
         return True
     if text.lower() in ("0", "false", "f"):
         return False
-    raise InvalidArgument(f"invalid filter 'dangling={text}'")
+    raise InvalidArgument(f"invalid filter 'dangling=[{text}]'")
 
 
 def moment(text: str) -> float:

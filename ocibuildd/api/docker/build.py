@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import posixpath
 import re
 from collections.abc import AsyncIterator, Mapping
@@ -36,6 +37,8 @@ NO_SESSION = "experimental session with v1 builder is no longer supported, and B
 UNSTREAMED = frozenset({"dockerfile", "invalid-argument", "denied", "too-large"})
 """Codes of errors that are the client's own."""
 MAX_TAGS = 128
+MIN_MEMORY = 6 << 20
+"""Bytes that dockerd lets a step have at least."""
 REMOTE = re.compile(r"(https?://|git://|git@|ssh://|github\.com/)")
 UNSTARTED = frozenset({"build.started", "message", "warning"})
 """Events that may come before it is clear that the Dockerfile can be built at all."""
@@ -46,7 +49,7 @@ def _strings(query: Mapping[str, str], name: str, what: str, wanted: str) -> dic
     found = json_parameter(query, name, dict, f"error reading {what}: ", wanted) or {}
     for item in found.values():
         if not isinstance(item, str | None):
-            raise ApiError(400, f"error reading {what}: {gojson.mismatch(item, 'string')} (expected a string)")
+            raise ApiError(400, f"error reading {what}: {gojson.mismatch(item, 'string')}")
     return dict(found)
 
 
@@ -63,28 +66,51 @@ def _names(query: Any) -> tuple[str, ...]:
     return tuple(names)
 
 
+def _nofile(query: Mapping[str, str]) -> int:
+    """The limit of open files among ``ulimits``, 0 = none.  Raises ApiError."""
+    found, what = 0, "error reading ulimit settings: "
+    for limit in json_parameter(query, "ulimits", list, what, "[]*units.Ulimit") or []:
+        if limit is None:
+            continue
+        if not isinstance(limit, dict):
+            raise ApiError(400, what + gojson.mismatch(limit, "units.Ulimit"))
+        for name in ("Soft", "Hard"):
+            if not isinstance(limit.get(name), int | None):
+                words = gojson.mismatch(limit[name], "int64").replace("value", f"struct field Ulimit.{name}")
+                raise ApiError(400, what + words)
+        if limit.get("Name") == "nofile":
+            found = whole(limit.get("Soft")) or whole(limit.get("Hard"))
+    return max(found, 0)
+
+
 def _limits(query: Mapping[str, str]) -> model.ResourceLimits:
-    nofile = 0
-    wanted = "[]*units.Ulimit"
-    for limit in json_parameter(query, "ulimits", list, "error reading ulimit settings: ", wanted) or []:
-        if isinstance(limit, dict) and limit.get("Name") == "nofile":
-            nofile = whole(limit.get("Soft")) or whole(limit.get("Hard"))
+    nofile = _nofile(query)
     if number(query, "shmsize") < 0:
         raise ApiError(400, "SHM size can not be less than 0")
-    memory, quota, period, shares = (
-        max(number(query, name, strict=False), 0)
-        for name in ("memory", "cpuquota", "cpuperiod", "cpushares")
+    memory, swap, quota, period, shares = (
+        number(query, name, strict=False)
+        for name in ("memory", "memswap", "cpuquota", "cpuperiod", "cpushares")
     )
+    for wrong, words in (
+        (memory and memory < MIN_MEMORY, "Minimum memory limit allowed is 6MB"),
+        (swap > 0 and memory <= 0, "You should always set the Memory limit when using Memoryswap limit, see usage"),
+        (0 < swap < memory, "Minimum memoryswap limit should be larger than memory limit, see usage"),
+        (period and not 1_000 <= period <= 1_000_000,
+         "CPU cfs period can not be less than 1ms (i.e. 1000) or larger than 1s (i.e. 1000000)"),
+        (0 < quota < 1_000, "CPU cfs quota can not be less than 1ms (i.e. 1000)"),
+    ):  # fmt: skip
+        if wrong:
+            raise ApiError(400, words)
     return model.ResourceLimits(
         memory=memory,
-        memory_swap=max(number(query, "memswap", strict=False), -1),
-        cpu_quota=quota,
+        memory_swap=max(swap, -1),
+        cpu_quota=max(quota, 0),
         cpu_period=period,
-        cpu_shares=shares,
+        cpu_shares=max(shares, 0),
         cpuset_cpus=query.get("cpusetcpus", ""),
         cpuset_mems=query.get("cpusetmems", ""),
-        shm_size=max(number(query, "shmsize"), 0),
-        nofile=max(nofile, 0),
+        shm_size=number(query, "shmsize"),
+        nofile=nofile,
     )
 
 
@@ -99,25 +125,46 @@ def _network(query: Mapping[str, str]) -> Any:
         return ""
     if mode in {"none", "host"}:
         return mode
-    raise ApiError(400, f'network mode "{mode}" not supported: there are default, none and host')
+    kind, _, name = mode.partition(":")
+    words = f"No such container: {name}" if kind == "container" else f"network {mode} not found"
+    raise ApiError(400, f"{words} (not supported: there are default, none and host)")
 
 
 def _dockerfile(query: Mapping[str, str]) -> str:
     """The Dockerfile's path in the context: never one on this host."""
     name = query.get("dockerfile", "")
     path = posixpath.normpath(name.lstrip("/") or ".") if name else ""
-    if path.split("/")[0] == "..":
+    if path.split("/")[0] == ".." or "\0" in path:
         raise ApiError(400, f"forbidden path outside the build context: {name} ()")
     return path
 
 
 def _hosts(query: Any) -> tuple[str, ...]:
     hosts = tuple(host for host in query.getall("extrahosts", []) if host)
-    try:
-        parse_hosts(hosts)
-    except BuildError as error:
-        raise ApiError(400, f"invalid extra host: {error.message}") from None
+    for host in hosts:
+        try:
+            address = parse_hosts([host])[0][1]
+        except BuildError:
+            name, colon, address = host.partition(":")
+            if not colon or not name or address:
+                raise ApiError(400, f"bad format for add-host: {quoted(host)}") from None
+        if address != "host-gateway" and not is_address(address):
+            raise ApiError(400, f"invalid IP address in add-host: {quoted(address)}")
     return hosts
+
+
+def is_address(text: str) -> bool:
+    """Is it an IP address?"""
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def quoted(text: str) -> str:
+    """As Go quotes a string."""
+    return msgspec.json.encode(text).decode()
 
 
 def _refuse_unsupported(query: Any) -> None:
@@ -172,10 +219,13 @@ class Build:
     def _uncached(self, query: Mapping[str, str]) -> bool:
         """``cachefrom`` names the only images whose steps may be used: where none of them is here, the
         classic builder uses none at all."""
-        names = json_parameter(query, "cachefrom", list, "error reading cachefrom: ", "[]string") or []
+        what = "error reading cachefrom: "
+        names = json_parameter(query, "cachefrom", list, what, "[]string") or []
         for name in names:
+            if not isinstance(name, str):
+                raise ApiError(400, what + gojson.mismatch(name, "string"))
             try:
-                self._images.find(str(name))
+                self._images.find(name)
             except BuildError:
                 continue
             return False
@@ -270,7 +320,7 @@ class Build:
             message = f"{NO_DOCKERFILE}: {name}"
         if error.get("code") in UNSTREAMED or not of_image(error):
             status = CLASSES.get(str(error.get("code")), BuildError).status
-            if status == 404 and not remote:
+            if status == 404 and (not remote or message.startswith(NO_DOCKERFILE)):
                 status = 400  # of a build's answers a 404 is none: clients take it for an image's
             return failure(ApiError(min(status, 500), message))
         place = (error.get("details") or {}).get("instruction") or {}

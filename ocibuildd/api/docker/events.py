@@ -28,7 +28,7 @@ def timestamp(text: str, now: float) -> float:
     """A Docker time: seconds since the epoch (with a fraction), RFC 3339, or a duration before now.
 
     Raises ApiError."""
-    if re.fullmatch(r"\d+(\.\d+)?", text):
+    if re.fullmatch(r"-?\d+(\.\d+)?", text, re.ASCII):
         return float(text)
     try:
         return now - parse_duration(text)

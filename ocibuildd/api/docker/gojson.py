@@ -16,6 +16,8 @@ _WORDS = (
     ("Invalid control character", "in string literal"),
 )
 """What Python's decoder says, what Go's scanner says."""
+_ESCAPES = {"\n": "n", "\r": "r", "\t": "t"} | {chr(n): f"x{n:02x}" for n in range(32) if n not in (9, 10, 13)}
+"""How Go quotes a control character."""
 _KINDS = {dict: "object", list: "array", str: "string", bool: "bool", int: "number", float: "number"}
 
 
@@ -43,7 +45,8 @@ def _syntax(text: str, error: json.JSONDecodeError) -> str:
     if not words:
         words = "after array element" if _in_array(text[:at]) else "after object key:value pair"
     character = text[at]
-    shown = f"'{character}'" if character not in "'\\" else f"'\\{character}'"
+    escaped = character in "'\\" or character < " "
+    shown = f"'\\{_ESCAPES.get(character, character)}'" if escaped else f"'{character}'"
     return f"invalid character {shown} {words}"
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from aiohttp import web
 
-from ...errors import BuildError, NotFound
+from ...errors import BuildError, InvalidArgument, NotFound
 from ...image.values import Details, Summary
 from ...model.digest import Digest
 from ...model.reference import Reference
@@ -17,6 +17,7 @@ from .protocol import (
     MIN_API_VERSION,
     ApiError,
     check_tag,
+    check_tag_format,
     filters,
     flag,
     parse_reference,
@@ -159,6 +160,7 @@ class Images:
         reference = parse_reference(repository)
         check_tag(reference)
         if tag:  # it wins over one in the repository's name
+            check_tag_format(tag)
             reference = parse_reference(f"{reference.repository}:{tag}")
         self._images.tag(source, str(reference.with_default_tag()))
         self._events.image("tag", str(found.id), reference.with_default_tag().familiar, found.labels)
@@ -228,6 +230,9 @@ def find(images: Any, name: str) -> Any:
         return images.find(name)
     except NotFound:
         raise ApiError(404, f"No such image: {named(name)}") from None
+    except InvalidArgument as error:
+        parse_reference(name)
+        raise ApiError(400, error.message) from None
 
 
 def named(name: str) -> str:
@@ -245,6 +250,8 @@ def digest_or_tag(text: str) -> tuple[str | None, Digest | None]:
     if text.startswith("sha256:"):
         try:
             return None, Digest(text)
-        except ValueError as error:
-            raise ApiError(400, str(error)) from None
+        except ValueError:
+            raise ApiError(400, "invalid tag format") from None
+    if text:
+        check_tag_format(text)
     return text or None, None

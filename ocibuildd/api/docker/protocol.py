@@ -26,13 +26,16 @@ HEADERS = {
     "Ostype": "linux",
     "Server": f"Docker/{__version__} (linux)",
 }
-AUTH_LIMIT = 64 << 10
+AUTH_LIMIT = 256 << 10
 """Characters of a credentials header."""
 FILTER_LIMIT = 64 << 10
 RECENT = 16
 """Builds that may still be at their last."""
 HUB_KEYS = frozenset({"https://index.docker.io/v1/", "index.docker.io", "docker.io", "registry-1.docker.io"})
 _VERSION = re.compile(r"(\d{1,3})\.(\d{1,4})\Z")
+_TAG = re.compile(r"\w[\w.-]{0,127}", re.ASCII)
+_REFERENCE_DETAIL = re.compile(r"(invalid reference format): (?!repository name).*", re.DOTALL)
+"""What we know beyond Docker's words."""
 _encode = msgspec.json.Encoder().encode
 
 
@@ -92,12 +95,15 @@ def flag(query: Mapping[str, str], name: str, *, default: bool = False) -> bool:
 def number(query: Mapping[str, str], name: str, *, strict: bool = True) -> int:
     """An integer parameter, 0 where it is absent or empty; unless ``strict`` also where it is none, as Docker
     reads the limits of a build.  Raises ApiError."""
-    text = query.get(name, "")
-    if not re.fullmatch(r"[-+]?\d{1,19}", text, re.ASCII):
-        if text and strict:
-            raise ApiError(400, f'strconv.ParseInt: parsing "{text[:100]}": invalid syntax')
-        return 0
-    return int(text)
+    text = query.get(name, "")[:1000]
+    wrong = ""
+    if not re.fullmatch(r"[-+]?\d+", text, re.ASCII):
+        wrong = "invalid syntax"
+    elif not -(1 << 63) <= int(text) < 1 << 63:
+        wrong = "value out of range"
+    if wrong and text and strict:
+        raise ApiError(400, f'strconv.ParseInt: parsing "{text[:100]}": {wrong}')
+    return 0 if wrong else int(text)
 
 
 def json_parameter(query: Mapping[str, str], name: str, kind: type, what: str, wanted: str) -> Any:
@@ -156,7 +162,7 @@ def parse_reference(text: str) -> Reference:
     try:
         return Reference.parse(text)
     except ValueError as error:
-        raise ApiError(400, str(error)) from None
+        raise ApiError(400, _REFERENCE_DETAIL.sub(r"\1", str(error))) from None
 
 
 def check_tag(reference: Reference) -> None:
@@ -165,6 +171,12 @@ def check_tag(reference: Reference) -> None:
         raise ApiError(400, "refusing to create a tag with a digest reference")
     if reference.familiar_name in {"sha256", "sha384", "sha512"}:
         raise ApiError(400, "refusing to create an ambiguous tag using digest algorithm as name")
+
+
+def check_tag_format(tag: str) -> None:
+    """Raises ApiError for a ``tag`` that is none."""
+    if not _TAG.fullmatch(tag):
+        raise ApiError(400, "invalid tag format")
 
 
 def _decode_header(text: str) -> Any:

@@ -20,12 +20,27 @@ from .protocol import (
     MIN_API_VERSION,
     ApiError,
     filters,
+    flag,
     number,
     reply,
     small_json,
 )
 
 GO_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "i686": "386"}
+LIST_FILTERS = {
+    "containers": frozenset({
+        "ancestor", "before", "exited", "expose", "health", "id", "isolation", "is-task", "label", "name", "network",
+        "publish", "since", "status", "volume",
+    }),
+    "networks": frozenset({"dangling", "driver", "id", "label", "name", "scope", "type"}),
+    "volumes": frozenset({"dangling", "driver", "label", "name"}),
+    "plugins": frozenset({"capability", "enabled"}),
+}  # fmt: skip
+PRUNE_FILTERS = {
+    "containers": frozenset({"label", "label!", "until"}),
+    "networks": frozenset({"label", "label!", "until"}),
+    "volumes": frozenset({"all", "label", "label!"}),
+}
 UNPRUNED = {
     "containers": {"ContainersDeleted": None, "SpaceReclaimed": 0},
     "networks": {"NetworksDeleted": None},
@@ -134,19 +149,21 @@ class System:
         )
 
     async def empty_list(self, request: web.Request) -> web.Response:
-        """GET /containers/json, /networks, /plugins, …: there are none."""
-        filters(request.query)
+        """GET /containers/json, /networks, /plugins: there are none."""
+        path = request.path.removesuffix("/json")
+        filters(request.query, LIST_FILTERS[path.rpartition("/")[2]])
         return reply([])
 
     async def volumes(self, request: web.Request) -> web.Response:
         """GET /volumes"""
-        filters(request.query)
+        filters(request.query, LIST_FILTERS["volumes"])
         return reply({"Volumes": [], "Warnings": None})
 
     async def prune(self, request: web.Request) -> web.Response:
         """POST /{containers,networks,volumes}/prune: nothing to do."""
-        filters(request.query)
-        return reply(UNPRUNED[request.match_info["kind"]])
+        kind = request.match_info["kind"]
+        filters(request.query, PRUNE_FILTERS[kind])
+        return reply(UNPRUNED[kind])
 
     async def missing(self, request: web.Request) -> web.Response:
         """GET of one container, network, volume, plugin: there is none of that name."""
@@ -161,6 +178,8 @@ class System:
         if request.match_info.get("verb") == "kill":
             raise ApiError(404, f"Cannot kill container: {name}: No such container: {name}")
         if kind == "volume":
+            if request.method == "DELETE" and flag(request.query, "force"):
+                return web.Response(status=204, headers=HEADERS)
             raise ApiError(404, f"get {name}: no such volume")
         raise ApiError(404, f"No such {kind}: {name}")
 

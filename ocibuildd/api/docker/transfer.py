@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import AsyncIterator, Callable, Collection
 from dataclasses import replace
 from typing import Any
 
 from aiohttp import web
 
-from ...errors import BuildError, NotFound
+from ...errors import BuildError, InvalidArgument, NotFound
+from ...image.service import chosen_platform
 from ...model.reference import Reference
 from ...registry.fetch import Incoming
 from ...registry.protocol import redact
@@ -31,7 +31,6 @@ from .words import PULL_CODES, download_failed, pull_refused, tar_failed, unreac
 READ_SIZE = 1 << 18
 MAX_TAGS = 1000
 NO_CREDENTIALS = "no credentials for it"
-PLATFORM = re.compile(r"(linux|windows|darwin|freebsd)(/[a-z0-9_]+){0,2}\Z")
 
 
 def pulled_status(name: str, *, fresh: bool) -> dict[str, str]:
@@ -91,8 +90,10 @@ class Transfer:
         """POST /images/create: a pull (``fromImage``) or an import (``fromSrc``)."""
         query = request.query
         platform = query.get("platform", "").lower()
-        if platform and not PLATFORM.match(platform):
-            raise ApiError(400, f'"{platform}": unknown operating system or architecture: invalid argument')
+        try:
+            chosen_platform(platform)
+        except InvalidArgument as error:
+            raise ApiError(400, error.message.removeprefix("invalid platform: ")) from None
         if query.get("fromImage"):
             return await self._pull(request, platform)
         if query.get("fromSrc"):

@@ -163,6 +163,13 @@ def refused_request(error: Mapping[str, Any], version: str = API_VERSION) -> str
         return f"{NO_DOCKERFILE}: {match[1]}"
     if match := re.match(r"dockerfile (.*): not a regular file", message):
         return f"unexpected error reading Dockerfile: read {match[1]}: is a directory"
+    if match := re.match(r"dockerfile (.*): Too many levels of symbolic links", message):
+        return f"forbidden path outside the build context: {match[1]} ()"
+    if match := re.match(r"cpuset-cpus: list '(.*?)': (.*)", message):
+        place = re.fullmatch(r"\d+ is not within (\S+)", match[2])
+        if place:
+            return f"Requested CPUs are not available - requested {match[1]}, available: {place[1]}"
+        return f"Invalid value {match[1]} for cpuset cpus: {match[2]}"
     if message == "the Dockerfile cannot be empty":
         return "the Dockerfile (Dockerfile) cannot be empty"
     if _TAR.match(message):

@@ -49,7 +49,16 @@ def test_a_path_that_docker_does_not_know_is_not_found(engine: Engine, method: s
         ("GET", "/events?since=2&until=1", 400, "`since` time (2) cannot be after `until` time (1)"),
         ("GET", "/images/json?filters=x", 400, "invalid filter: invalid character 'x'"),
         ("POST", "/images/create?fromImage=scratch&tag=x", 403, "'scratch' is a reserved name"),
-        ("POST", "/images/create?fromImage=busybox&tag=a:b", 400, "invalid reference format"),
+        ("POST", "/images/create?fromImage=busybox&tag=a:b", 400, "invalid tag format"),
+        ("POST", "/images/create?fromImage=busybox&tag=sha256:00", 400, "invalid tag format"),
+        ("POST", "/images/create?fromImage=busybox&platform=linux/", 400, '"" is an invalid component of "linux/"'),
+        ("POST", "/images/busybox/tag?repo=a&tag=b:c", 400, "invalid tag format"),
+        ("POST", "/images/busybox/tag?repo=a:b:c", 400, "invalid reference format"),
+        ("GET", "/images/json?filters=" + quote('{"dangling":["x"]}'), 400, "invalid filter 'dangling=[x]'"),
+        ("GET", "/containers/json?filters=" + quote('{"bogus":["x"]}'), 400, "invalid filter 'bogus'"),
+        ("GET", "/v1.41/volumes?filters=" + quote('{"until":["x"]}'), 400, "invalid filter 'until'"),
+        ("POST", "/networks/prune?filters=" + quote('{"dangling":["x"]}'), 400, "invalid filter 'dangling'"),
+        ("DELETE", "/volumes/x", 404, "get x: no such volume"),
         ("GET", "/images/" + "0" * 64 + "/json", 404, "No such image: sha256:" + "0" * 64),
     ],
 )
@@ -59,6 +68,19 @@ def test_what_there_is_not_is_told_in_dockers_words(
     answer = engine(method, path)
     assert answer.status == status
     assert message in answer.error
+
+
+@pytest.mark.parametrize("name", ["a:b:c", "%20", "a___b"])
+def test_a_name_that_is_none_is_refused_in_dockers_words_alone(engine: Engine, name: str) -> None:
+    assert engine("GET", f"/images/{name}/json").error == "invalid reference format"
+
+
+def test_a_volume_that_is_not_there_can_be_removed_by_force(engine: Engine) -> None:
+    assert engine("DELETE", "/v1.41/volumes/x?force=1").status == 204
+
+
+def test_events_may_be_asked_for_since_before_the_epoch(engine: Engine) -> None:
+    assert engine("GET", "/events?since=-1&until=1").messages == []
 
 
 @pytest.mark.parametrize("path", ["/session", "/v1.44/grpc"])
@@ -75,7 +97,7 @@ def test_who_wants_buildkits_api_is_told_what_to_do(engine: Engine, path: str) -
         ("repo=docker.io/api/tagged", 201, "api/tagged:latest"),
         ("repo=sha256&tag=x", 400, "ambiguous tag using digest algorithm as name"),
         ("repo=UPPER", 400, "repository name must be lowercase"),
-        ("repo=api/x&tag=-x", 400, "invalid reference format"),
+        ("repo=api/x&tag=-x", 400, "invalid tag format"),
         ("repo=a@sha256:" + "0" * 64, 400, "digest reference"),
     ],
 )
@@ -164,10 +186,13 @@ def test_saves_and_prunes_are_events(engine: Engine) -> None:
     image = body(engine, "/images/busybox/json")["Id"]
     with tarfile.open(fileobj=io.BytesIO(engine("GET", "/images/busybox/get").body)) as archive:
         assert "manifest.json" in archive.getnames()
-    engine("POST", "/images/prune?filters=" + quote('{"label":["nosuch"]}'))
+    pruned = json.loads(engine("POST", "/images/prune?filters=" + quote('{"label":["nosuch"]}')).body)
     events = engine("GET", f"/events?since={start}&until={time.time() + 0.1}").messages
     assert [event["Actor"]["ID"] for event in events if event["Action"] == "save"] == [image]
-    assert [event["Actor"]["Attributes"] for event in events if event["Action"] == "prune"] == [{"reclaimed": "0"}]
+    assert [event["Actor"]["Attributes"] for event in events if event["Action"] == "prune"] == [
+        {"reclaimed": str(pruned["SpaceReclaimed"])}
+    ]
+    assert pruned["ImagesDeleted"] is None
 
 
 def test_the_filter_of_old_names_a_repository(engine: Engine) -> None:

@@ -45,7 +45,8 @@ def server(busybox_tar: Path) -> Iterator[str]:
 
 
 def test_a_root_file_system_comes_by_url_and_its_progress_is_told(engine: Engine, server: str) -> None:
-    answer = engine("POST", f"/images/create?fromSrc=http://{server}/root.tar&repo=api/url&tag=x&changes=ENV%20A=b")
+    query = f"fromSrc=http://{server}/root.tar&repo=api/url&tag=x&changes=ENV%20A=b"
+    answer = engine("POST", f"/images/create?{query}")
     first, *between, last = answer.messages
     assert first == {"status": f"Downloading from http://{server}/root.tar"}
     assert {message["status"] for message in between} == {"Importing"}

@@ -132,3 +132,15 @@ def test_a_remote_context_that_fails_names_its_url() -> None:
 
 def test_a_registrys_own_words_are_passed_on() -> None:
     assert registry_says("manifest x: manifest_unknown: not here (HTTP 404)") == "manifest unknown: not here"
+
+
+@pytest.mark.parametrize(
+    ("message", "words"),
+    [
+        ("cpuset-cpus: list '9': 9 is not within 0-3", "Requested CPUs are not available - requested 9, available: 0-3"),
+        ("cpuset-cpus: list 'x': expected numbers", "Invalid value x for cpuset cpus: expected numbers"),
+        ("dockerfile loop: Too many levels of symbolic links", "forbidden path outside the build context: loop ()"),
+    ],
+)
+def test_a_request_that_is_refused_is_told_as_dockerd_tells_it(message: str, words: str) -> None:
+    assert refused_request({"code": "invalid-argument", "message": message}) == words
