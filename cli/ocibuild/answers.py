@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def render(method: str, found: Any, *, as_json: bool = False) -> tuple[str, int]:
     """The text, and the exit status: 1 where a check has findings, as docker has it."""
-    code = 1 if method == "check" and (found or {}).get("warnings") else 0
+    code = 1 if method == "check" and ((found or {}).get("warnings") or (found or {}).get("buildError")) else 0
     if as_json:
         return json.dumps(found, indent=2), code
     if method == "check":
@@ -26,8 +26,8 @@ def render(method: str, found: Any, *, as_json: bool = False) -> tuple[str, int]
 
 
 def _check(found: dict[str, Any]) -> str:
-    warnings = found.get("warnings") or []
-    if not warnings:
+    warnings, error = found.get("warnings") or [], found.get("buildError")
+    if not warnings and not error:
         return "Check complete, no warnings found."
     count = len(warnings)
     lines = [f"Check complete, {count} warning{' has' if count == 1 else 's have'} been found!"]
@@ -39,13 +39,21 @@ def _check(found: dict[str, Any]) -> str:
         if item.get("description"):
             lines.append(escape(item["description"]))
         lines.append(escape(item.get("detail", "")))
-        ranges = (item.get("location") or {}).get("ranges") or []
-        if ranges:
-            first, last = int(ranges[0]["start"]["line"]), int(ranges[-1]["end"]["line"])
-            shown = [[n, text[n - 1]] for n in range(first - 2, last + 3) if 0 < n <= len(text)]
-            details = {"file": source.get("filename"), "line": first, "end_line": last}
-            lines.append(source_lines({**details, "source": shown}))
+        lines += _place(item, source, text)
+    if error:
+        lines += ["", *_place(error, source, text), f"ERROR: {escape(str(error.get('message', '')))}"]
     return "\n".join(lines)
+
+
+def _place(item: dict[str, Any], source: dict[str, Any], text: list[str]) -> list[str]:
+    """The lines of the Dockerfile that are meant, between those around them."""
+    ranges = (item.get("location") or {}).get("ranges") or []
+    if not ranges:
+        return []
+    first, last = int(ranges[0]["start"]["line"]), int(ranges[-1]["end"]["line"])
+    shown = [[n, text[n - 1]] for n in range(first - 2, last + 3) if 0 < n <= len(text)]
+    details = {"file": source.get("filename"), "line": first, "end_line": last}
+    return [source_lines({**details, "source": shown})]
 
 
 def _first_line(item: dict[str, Any]) -> int:

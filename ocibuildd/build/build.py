@@ -34,7 +34,7 @@ from . import explain
 from .cache_export import CacheExporter, Keys, keys_of
 from .classic import Checksums, check_made, classic_checksums
 from .context import ContextOpener, OpenContext, Remote
-from .frontend import FrontEnd, Lowered, parse_platform
+from .frontend import FrontEnd, Lowered, or_findings, parse_platform
 from .info import BuildInfo, Peer, Settings
 from .options import (
     build_name,
@@ -190,20 +190,21 @@ class Build:
                 ))
 
     async def _build(self) -> dict[str, Any]:
-        request = self.request
-        opener = ContextOpener(
-            self._site.nsd, self._scratch, self._site.upload, self._fetch_context, self.peer
-        )
-        context = await opener.open(request)
+        site = self._site
+        opener = ContextOpener(site.nsd, self._scratch, site.upload, self._fetch_context, self.peer)
+        context = await opener.open(self.request)
         if context.directory is not None:
             self._closers.append(context.directory.close)
-        front = FrontEnd(self._site.puller, request, context)
+        return await or_findings(self._read(opener, context), self.request, context)
+
+    async def _read(self, opener: ContextOpener, context: OpenContext) -> dict[str, Any]:
+        front = FrontEnd(self._site.puller, self.request, context)
         self._closers.append(front.close)
-        if request.call == "targets":
+        if self.request.call == "targets":
             return {"result": front.targets()}
-        if request.call == "build":
+        if self.request.call == "build":
             await self._import_caches()
-        async with contextlib.aclosing(self._site.publisher.pushes(request, self.events)) as pushes:
+        async with contextlib.aclosing(self._site.publisher.pushes(self.request, self.events)) as pushes:
             return await self._platforms(context, front, front.named_contexts(opener), pushes)
 
     async def _platforms(

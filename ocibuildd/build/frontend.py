@@ -7,7 +7,7 @@ import os
 import platform as host
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from .. import dockerfile as front
 from ..dockerfile import LowerOptions, NamedContext
@@ -43,6 +43,28 @@ def parse_platform(text: str) -> Platform:
         return front.parse_platform(text, host_platform())
     except ValueError as error:
         raise InvalidArgument(f"platform {text[:100]!r}: {error}") from None
+
+
+def checked_until(
+    error: DockerfileError, context: OpenContext, options: LowerOptions,
+    known: Mapping[tuple[str, str], front.ResolvedImage],
+) -> object:
+    """--call=check of a Dockerfile that can't be built: what was found before the error, and the error."""
+    report = front.lint(context.dockerfile, options, known, filename=context.filename)
+    return front.findings(report.source, report.warnings, report.error or error)
+
+
+async def or_findings(
+    work: Awaitable[dict[str, Any]], asked: BuildRequest, context: OpenContext
+) -> dict[str, Any]:
+    """What ``work`` gives.  --call=check of a Dockerfile that can't be read has an answer all the same."""
+    try:
+        return await work
+    except DockerfileError as error:
+        if asked.call != "check":
+            raise
+        options = LowerOptions(target=asked.target, build_args=asked.build_args)
+        return {"result": checked_until(error, context, options, {})}
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,8 +195,11 @@ class FrontEnd:
         return f"the local image of that name is for {image.platform}, {platform} was wanted: the registry was asked"
 
     def check(self, options: LowerOptions) -> object:
-        """--call=check: the findings."""
-        return front.findings(self._tree, front.check(self._tree, options, self._known))
+        """--call=check: the findings, and the error that the build would end with."""
+        try:
+            return front.findings(self._tree.source, front.check(self._tree, options, self._known))
+        except DockerfileError as error:
+            return checked_until(error, self._context, options, self._known)
 
     def outline(self, options: LowerOptions) -> object:
         """--call=outline."""

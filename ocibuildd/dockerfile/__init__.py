@@ -5,7 +5,7 @@
     lower(dockerfile, options, known) -> model.graph.Plan
     check(dockerfile, options, known) -> [model.graph.Warning, …]
     lint(data, options, known) -> Report                        findings and the error, of any text
-    findings(dockerfile, warnings), outline(dockerfile, options, known), targets(dockerfile)
+    findings(source, warnings, error), outline(dockerfile, options, known), targets(dockerfile)
                                                                 JSON-able, in BuildKit's shapes
     unresolved(dockerfile, options, known, ref)                 where an image is named, and what was meant
     epoch_from(dockerfile, options) -> what SOURCE_DATE_EPOCH is to be asked of, or None

@@ -147,6 +147,7 @@ class Report:
 
     phase: where it came from, parse | instructions | convert | ""."""
 
+    source: Source
     warnings: tuple[Warning, ...]
     error: DockerfileError | None
     phase: str = ""
@@ -159,7 +160,7 @@ def lint(data: bytes, options: LowerOptions, known: Known, *, filename: str = "D
     try:
         source = _decode(data, filename)
     except DockerfileError as error:
-        return Report((), error, "parse")
+        return Report(Source(filename, ""), (), error, "parse")
     phase, tree, dockerfile, linter = "parse", None, None, Linter()
     try:
         with _door(source):
@@ -180,8 +181,8 @@ def lint(data: bytes, options: LowerOptions, known: Known, *, filename: str = "D
             if failure is not None:
                 raise failure
     except DockerfileError as error:
-        return Report(tuple(linter.warnings), error, phase, tree, dockerfile)
-    return Report(tuple(linter.warnings), None, "", tree, dockerfile)
+        return Report(source, tuple(linter.warnings), error, phase, tree, dockerfile)
+    return Report(source, tuple(linter.warnings), None, "", tree, dockerfile)
 
 
 def _linter(source: Source, options: LowerOptions) -> tuple[Linter, Fault | None]:

@@ -6,8 +6,9 @@ import base64
 from collections.abc import Sequence
 from typing import Any
 
+from ..errors import DockerfileError
 from ..model.graph import Location, Warning  # noqa: A004
-from .faults import Fault
+from .faults import Fault, Source
 from .gotext import to_utf8
 from .instructions import Arg, Dockerfile
 from .lower import Known, Lowering
@@ -22,12 +23,14 @@ def _location(location: Location | None) -> dict[str, Any] | None:
     return {"ranges": [{"start": {"line": line}, "end": {"line": line}} for line in lines]}
 
 
-def _source(dockerfile: Dockerfile) -> str:
-    return base64.b64encode(dockerfile.source.text.encode("utf-8", "surrogateescape")).decode()
+def _source(source: Source) -> str:
+    return base64.b64encode(source.text.encode("utf-8", "surrogateescape")).decode()
 
 
-def findings(dockerfile: Dockerfile, warnings: Sequence[Warning]) -> dict[str, Any]:
-    """What ``check`` found."""
+def findings(
+    source: Source, warnings: Sequence[Warning], error: DockerfileError | None = None
+) -> dict[str, Any]:
+    """What ``check`` or ``lint`` found; ``error``: what the build would end with."""
     out = [
         {
             "ruleName": item.rule, "description": item.description, "url": item.url, "detail": item.message,
@@ -35,13 +38,17 @@ def findings(dockerfile: Dockerfile, warnings: Sequence[Warning]) -> dict[str, A
         }
         for item in warnings
     ]  # fmt: skip
-    source = {
-        "filename": to_utf8(dockerfile.source.filename), "data": _source(dockerfile), "language": "Dockerfile",
-    }  # fmt: skip
-    return {
+    text = {"filename": to_utf8(source.filename), "data": _source(source), "language": "Dockerfile"}
+    found: dict[str, Any] = {
         "warnings": [{key: value for key, value in item.items() if value or key == "ruleName"} for item in out],
-        "sources": [source],
+        "sources": [text],
     }
+    if error is not None:
+        found["buildError"] = {"message": error.message}
+        first, last = error.details.get("line"), error.details.get("end_line")
+        if isinstance(first, int) and isinstance(last, int):
+            found["buildError"]["location"] = _location(Location(first, last))
+    return found
 
 
 def targets(dockerfile: Dockerfile) -> dict[str, Any]:
@@ -55,7 +62,7 @@ def targets(dockerfile: Dockerfile) -> dict[str, Any]:
         item = {key: to_utf8(value) if isinstance(value, str) else value for key, value in item.items() if value}
         item["location"] = _location(stage.location)
         out.append(item)
-    return {"targets": out, "sources": [_source(dockerfile)]}
+    return {"targets": out, "sources": [_source(dockerfile.source)]}
 
 
 def outline(dockerfile: Dockerfile, options: LowerOptions, known: Known) -> dict[str, Any]:
@@ -79,7 +86,7 @@ def outline(dockerfile: Dockerfile, options: LowerOptions, known: Known) -> dict
                 {"name": to_utf8(name), **({"required": True} if required else {}), "location": _location(location)}
                 for name, (required, location) in sorted(found.items(), key=lambda item: item[1][1].start)
             ]
-    out["sources"] = [_source(dockerfile)]
+    out["sources"] = [_source(dockerfile.source)]
     return out
 
 

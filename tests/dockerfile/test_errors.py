@@ -147,7 +147,7 @@ def test_an_outline_is_that_of_a_named_and_described_target() -> None:
 
 def test_findings_have_buildkits_shape() -> None:
     text = front.parse(b"FROM a as b", "some/Dockerfile")
-    found = front.findings(text, front.check(text, front.LowerOptions(), {}))
+    found = front.findings(text.source, front.check(text, front.LowerOptions(), {}))
     assert found["sources"] == [{"filename": "some/Dockerfile", "data": "RlJPTSBhIGFzIGI=", "language": "Dockerfile"}]
     assert found["warnings"] == [
         {

@@ -46,6 +46,17 @@ def test_check_reports_and_fails_without_building(daemon: Any, context: Context)
     assert (clean.code, "no warnings" in clean.text.lower()) == (0, True)
 
 
+def test_a_check_tells_what_it_found_before_the_error(daemon: Any, context: Context) -> None:
+    for line in ("RUM x", "RUN --mount=type=no,target=/x true"):  # found by the parser, and later
+        path = context(Dockerfile=f"FROM scratch AS Base\nMAINTAINER me\n{line}\n")
+        done = daemon("build", "--check", path)
+        assert done.code == 1
+        assert done.text.index("StageNameCasing") < done.text.index("Dockerfile:3") < done.text.index("ERROR:")
+        found = json.loads(daemon("build", "--call=check,format=json", path).out)
+        assert len(found["warnings"]) == 2
+        assert found["buildError"]["location"]["ranges"][0]["start"] == {"line": 3}
+
+
 def test_check_answers_json(daemon: Any, context: Context) -> None:
     done = daemon("build", "--call=check,format=json", context(Dockerfile=SLOPPY))
     found = json.loads(done.out)
