@@ -216,7 +216,9 @@ def compare(site: Site, args: Arguments, _fds: list[int]) -> dict[str, Any]:
     from .layer.compare import compare as compare_roots
 
     with site.mounted(args["lowers_a"]) as a, site.rooted(args["lowers_b"]) as b:
-        return dict(blame(a, b) if args.get("blame") else compare_roots(a, b))
+        if args.get("blame"):
+            return dict(blame(a, b, every_byte=bool(args.get("every_byte"))))
+        return dict(compare_roots(a, b))
 
 
 def unpack(site: Site, args: Arguments, fds: list[int]) -> dict[str, Any]:

@@ -73,7 +73,7 @@ ANSWERS: dict[str, dict[str, Any]] = {
     ),
     "Checked": _object(
         problems=_list(STRING), findings=_list(OBJECT), blobs=INTEGER, bytes=INTEGER, layers=INTEGER,
-        records=INTEGER, images=INTEGER, repaired=INTEGER,
+        records=INTEGER, images=INTEGER, trees=INTEGER, repaired=INTEGER,
     ),
     "Mounts": _object(mounts=_list(OBJECT)),
     "Cleared": _object(space=INTEGER),

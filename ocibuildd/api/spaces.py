@@ -12,6 +12,7 @@ import msgspec
 from aiohttp import web
 
 from ..errors import Conflict, InvalidArgument, NotFound
+from ..executor.tree_check import check_trees
 from ..image.lookup import familiar
 from ..model.units import parse_duration
 from ..runtime import in_thread
@@ -27,7 +28,7 @@ from .services import Services, services
 
 CHECK_BATCH = 64
 """Blobs that are verified in one go of a thread."""
-PRUNE_PATIENCE = 0.25
+PRUNE_PATIENCE = 0.1
 """Seconds that a prune waits for the files of what it removed (``Maintenance.collect``)."""
 _CACHE_FILTERS = frozenset({
     "id", "type", "description", "inuse", "shared", "private", "parents", "mutable", "immutable",
@@ -211,9 +212,11 @@ async def df(request: web.Request) -> web.Response:
 
 
 class CheckBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """POST /v1/system/check.  quick: sizes and rows only, no digests.  repair: mend what is found."""
+    """POST /v1/system/check.  quick: sizes and rows only, no digests.  repair: mend what is found.
+    trees: compare unpacked layers with their blobs, which takes about as long as unpacking them."""
 
     quick: bool = False
+    trees: bool = False
     repair: bool = False
 
 
@@ -222,6 +225,8 @@ async def check(request: web.Request) -> web.Response:
     body = await json_body(request, CheckBody)
     served = services(request)
     report = await checked(served, quick=body.quick)
+    if body.trees:
+        await check_trees(served.store, served.nsd, served.unpacker, report)
     if body.repair:
         from ..store.check import repair
 
@@ -231,7 +236,7 @@ async def check(request: web.Request) -> web.Response:
         "problems": [f"{one.kind} {one.id}: {one.problem}; {one.repair}" for one in report.findings],
         "findings": report.findings, "blobs": report.blobs, "bytes": report.bytes,
         "layers": report.layers, "records": report.records, "images": report.images,
-        "repaired": report.repaired,
+        "trees": report.trees, "repaired": report.repaired,
     })
 
 

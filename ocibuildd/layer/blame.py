@@ -14,13 +14,13 @@ MAX_BLAMED: Final = 10_000
 _FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-def blame(root_a: int | None, root_b: int) -> dict[str, Any]:
+def blame(root_a: int | None, root_b: int, *, every_byte: bool = False) -> dict[str, Any]:
     """{"changes": [[kind, path, size, words], …]}, at most ``MAX_BLAMED``.
 
     kind, path, size: as ``compare.compare`` has them; words: what of it differs, of type, mode, owner, link, device,
-    xattrs, content, time; [] where it is on one side only."""
+    xattrs, content, time; [] where it is on one side only.  every_byte: of files whose times are the same too."""
     found: list[list[Any]] = []
-    for change in changes(root_a, root_b, Owners()):
+    for change in changes(root_a, root_b, Owners(), every_byte=every_byte):
         status = change.after or change.before
         assert status is not None
         both = change.before is not None and change.after is not None

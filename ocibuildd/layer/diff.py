@@ -237,9 +237,11 @@ def same_file(
     other_dir: int,
     name: bytes,
     owners: Owners,
+    *,
+    every_byte: bool = False,
 ) -> bool:
     """Whether a copied-up file is still what it was: metadata, size, time to the nanosecond, xattrs; where the times
-    may have been cut to seconds (a tar without fractions), the bytes."""
+    may have been cut to seconds (a tar without fractions), or for ``every_byte``, the bytes."""
     if (
         not same_metadata(one, other)
         or one.st_size != other.st_size
@@ -257,7 +259,8 @@ def same_file(
         try:
             if read_xattrs(first, owners, tree=True) != read_xattrs(second, owners, tree=True):
                 return False
-            return bool(one.st_mtime_ns % 1_000_000_000) or same_bytes(first, second)
+            exact = not every_byte and bool(one.st_mtime_ns % 1_000_000_000)
+            return exact or same_bytes(first, second)
         finally:
             os.close(second)
     finally:

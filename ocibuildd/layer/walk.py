@@ -39,8 +39,11 @@ class Change:
     directory: tuple[int, int]
 
 
-def changes(before_fd: int | None, after_fd: int, owners: Owners) -> Iterator[Change]:
-    """Differences between two roots (None: an empty one), in walking order."""
+def changes(
+    before_fd: int | None, after_fd: int, owners: Owners, *, every_byte: bool = False
+) -> Iterator[Change]:
+    """Differences between two roots (None: an empty one), in walking order.  every_byte: files of the same time and
+    size are read too."""
     first = -1 if before_fd is None else os.open(b".", _DIRECTORY, dir_fd=before_fd)
     second = os.open(b".", _DIRECTORY, dir_fd=after_fd)
     stack = [(b"", (first, second), _pairs(first, second))]
@@ -58,7 +61,7 @@ def changes(before_fd: int | None, after_fd: int, owners: Owners) -> Iterator[Ch
             if (
                 after is None
                 or before is None
-                or not _same(name, before, after, fds, below, owners)
+                or not _same(name, before, after, fds, below, owners, every_byte)
             ):
                 yield Change(full, name, before, after, fds)
             if below[1] >= 0:
@@ -100,6 +103,7 @@ def _same(
     fds: tuple[int, int],
     below: tuple[int, int],
     owners: Owners,
+    every_byte: bool,
 ) -> bool:
     if stat.S_ISDIR(after.st_mode):
         return (
@@ -111,7 +115,7 @@ def _same(
         )
     if (before.st_dev, before.st_ino) == (after.st_dev, after.st_ino):
         return True
-    return same_file(before, after, fds[0], fds[1], name, owners)
+    return same_file(before, after, fds[0], fds[1], name, owners, every_byte=every_byte)
 
 
 def _close(fds: tuple[int, int]) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Generator, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from ..errors import BuildError
+from ..errors import BuildError, Conflict
 from ..model.digest import Digest
 from .graph import Graph
 from .survey import surveying
@@ -38,7 +38,7 @@ class Finding:
 
 @dataclass(slots=True)
 class CheckReport:
-    """blobs, bytes: verified.  repaired: how many findings were mended."""
+    """blobs, bytes: verified.  trees: compared with their blobs.  repaired: how many findings were mended."""
 
     findings: list[Finding] = field(default_factory=list)
     blobs: int = 0
@@ -46,6 +46,7 @@ class CheckReport:
     layers: int = 0
     records: int = 0
     images: int = 0
+    trees: int = 0
     repaired: int = 0
 
     @property
@@ -197,6 +198,14 @@ def repair(store: Store, report: CheckReport) -> int:
     return report.repaired
 
 
+def _drop_tree(store: Store, tree: str) -> None:
+    """Its layers are unpacked again when they are wanted.  Raises Conflict where something stands on it now."""
+    if any(store.held.has_layer(row[0]) for row in store.db.all("SELECT id FROM layers WHERE tree = ?", (tree,))):
+        raise Conflict(f"tree {tree}: in use", hint="run it again when no build is running")
+    store.trees.forget(tree)
+    store.trees.trash(tree)
+
+
 def _mend(store: Store, finding: Finding) -> None:
     match finding.kind:
         case "blob":
@@ -204,7 +213,7 @@ def _mend(store: Store, finding: Finding) -> None:
         case "stray-file":
             (store.path / finding.id).unlink(missing_ok=True)
         case "tree":
-            store.trees.forget(finding.id)
+            _drop_tree(store, finding.id)
         case "stray-tree":
             store.trees.trash(finding.id)
         case "layer":

@@ -231,7 +231,7 @@ def test_a_no_op_build_of_200_steps_among_5000_records_is_quick(
 
 
 SPOIL = '''
-cd "$1"; for f in */fs/spoilt; do touch -r $f /tmp/$$; printf wrong > $f; touch -r /tmp/$$ $f; rm /tmp/$$; done
+cd "$1"; for f in */fs/spoilt; do time=$(stat -c %y "$f"); printf wrong > "$f"; touch -d "$time" "$f"; done
 '''
 
 

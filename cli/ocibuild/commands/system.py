@@ -150,15 +150,17 @@ def check(argv: Sequence[str]) -> int:
 
     Options:
       --quick          Rows and sizes only, no digests
+      --trees          Also compare unpacked layers with their blobs, file by file
       --repair         Mend it: what is damaged is put aside, and built or pulled again when wanted
       --format FORMAT  text (default) or json
       -h, --help       Print this
     """
     args = arguments(check, argv, 0, 0)
+    asked = {"quick": bool(args.quick), "repair": bool(args.repair)}
+    if args.trees:
+        asked["trees"] = True
     with client() as daemon:
-        found = daemon.call(
-            "POST", "/v1/system/check", {"quick": bool(args.quick), "repair": bool(args.repair)}
-        )
+        found = daemon.call("POST", "/v1/system/check", asked)
     if args.format == "json":
         import json
 
