@@ -42,7 +42,7 @@ from typing import Any, Literal
 from .. import syscalls
 from ..errors import Unavailable, Unsupported
 from . import network_dns, wire
-from .network_rtnl import Address, Rtnl
+from .network_rtnl import Address, IpNetwork, Rtnl
 from .network_rules import FORWARDER
 from .network_uplink import Settings, supervise
 from .network_worker import work
@@ -128,7 +128,7 @@ class Network:
         self._closed = False
         self._restart_at = self._retry_at = 0.0
         self._facts: dict[str, Any] = {}
-        self._own: tuple[Address, ...] = ()
+        self._own: tuple[IpNetwork, ...] = ()
         self._stamp: tuple[object, ...] | None = None
         self._found = network_dns.Resolvers()
         self._told: tuple[Address, ...] = ()
@@ -221,7 +221,7 @@ class Network:
         self._stop()
         self.mode = mode
         with Rtnl() as netlink:
-            self._own = tuple(address for _, address in netlink.addresses())
+            self._own = tuple(netlink.own())
         self._read_resolvers(mode)
         self._told = self._resolvers(mode).servers
         settings = Settings(
@@ -332,7 +332,7 @@ class Network:
         if "ready" in message:
             self._up, self._facts = True, message
             if self.mode != "none":
-                self._own = tuple(ipaddress.ip_address(text) for text in message["host"])
+                self._own = tuple(ipaddress.ip_network(text) for text in message["host"])
                 if self._resolvers(self.mode).servers != self._told:
                     self._tell_resolvers()
                 self.reason = self.fix = ""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import InvalidArgument
-from .network_rtnl import Address
+from .network_rtnl import Address, IpNetwork
 
 RESOLV_CONF = Path("/etc/resolv.conf")
 RESOLVED_UPSTREAM = Path("/run/systemd/resolve/resolv.conf")
@@ -100,18 +100,19 @@ def stamp(paths: Sequence[Path] = (RESOLV_CONF, RESOLVED_UPSTREAM)) -> tuple[obj
     return tuple(result)
 
 
-def reachable(found: Resolvers, own: Sequence[Address], forwarder: Address | None, ipv6: bool) -> Resolvers:
+def reachable(found: Resolvers, own: Sequence[IpNetwork], forwarder: Address | None, ipv6: bool) -> Resolvers:
     """Without the servers that a sandbox can't reach: loopback, link-local, the host's own addresses
-    and, where there is no IPv6, those; ``forwarder`` stands in when none is left."""
-    unreachable = set(own)
+    and, where there is no IPv6, those; ``forwarder`` stands in when none is left.
+
+    A host that names no server has none to stand in for: names then fail at once, in place of timing out."""
     servers = tuple(
         server
         for server in found.servers
         if not (server.is_loopback or server.is_link_local or server.is_unspecified)
-        and server not in unreachable
+        and not any(server in network for network in own)
         and (ipv6 or server.version == 4)
     )[:MAX_NAMESERVERS]
-    if not servers and forwarder is not None:
+    if not servers and found.servers and forwarder is not None:
         servers = (forwarder,)
     return Resolvers(servers, found.search, found.options)
 

@@ -20,11 +20,11 @@ PREFIX6 = ipaddress.IPv6Network("fd6f:6369:6275::/64")
 """A unique local prefix (RFC 4193); it is translated and never leaves the machine."""
 
 
-def choose_prefix(routes: Sequence[IpNetwork], host: Sequence[Address]) -> ipaddress.IPv4Network:
-    """The first of ``PREFIXES`` that no route of the host (but a default one) and no address touches."""
-    taken = [net for net in routes if net.version == 4 and net.prefixlen]
+def choose_prefix(routes: Sequence[IpNetwork], host: Sequence[IpNetwork]) -> ipaddress.IPv4Network:
+    """The first of ``PREFIXES`` that no route of the host (but a default one) and no network of its own touches."""
+    taken = [net for net in (*routes, *host) if net.version == 4 and net.prefixlen]
     for prefix in PREFIXES:
-        if not any(prefix.overlaps(net) for net in taken) and not any(a in prefix for a in host):
+        if not any(prefix.overlaps(net) for net in taken):
             return prefix
     return PREFIXES[-1]
 

@@ -8,6 +8,7 @@ Linux: rtnetlink(7), include/uapi/linux/{rtnetlink,if_link,if_addr}.h, drivers/n
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import os
 import socket
@@ -21,8 +22,11 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 IpNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 RTM_NEWLINK, RTM_DELLINK, RTM_NEWADDR, RTM_GETADDR = 16, 17, 20, 22
-RTM_NEWROUTE = 24
+RTM_NEWROUTE, RTM_GETROUTE = 24, 26
 RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR = 0x10, 0x100
+RTMGRP_IPV4_ROUTE, RTMGRP_IPV6_ROUTE = 0x40, 0x400
+LOCAL_TABLE, LOCAL_ROUTE, ANYCAST_ROUTE = 255, 2, 4
+SOL_NETLINK, NETLINK_GET_STRICT_CHK = 270, 12
 NLM_REQUEST, NLM_ACK, NLM_DUMP, NLM_EXCL, NLM_CREATE = 0x1, 0x4, 0x300, 0x200, 0x400
 NLMSG_ERROR, NLMSG_DONE = 2, 3
 IFF_UP = 1
@@ -143,10 +147,9 @@ class Rtnl:
         if failed is not None:
             raise failed
 
-    def dump(self, kind: int, family: int = 0) -> list[bytes]:
-        """Bodies of all objects of a kind (RTM_GETADDR)."""
+    def dump(self, kind: int, body: bytes) -> list[bytes]:
+        """Bodies of all objects of a kind (RTM_GETADDR); ``body``: the header that chooses among them."""
         self._sequence += 1
-        body = struct.pack("=B7x", family)
         size = _HEADER.size + len(body)
         self.sock.send(_HEADER.pack(size, kind, NLM_REQUEST | NLM_DUMP, self._sequence, 0) + body)
         bodies: list[bytes] = []
@@ -158,14 +161,32 @@ class Rtnl:
                     return bodies
                 bodies.append(content)
 
-    def addresses(self) -> list[tuple[int, Address]]:
-        """(interface index, address) of this namespace."""
-        found: list[tuple[int, Address]] = []
-        for body in self.dump(RTM_GETADDR):
+    def own(self) -> list[IpNetwork]:
+        """What this namespace answers for itself: its addresses, and networks that a local route gives to it
+        (``ip route add local``: load balancers' addresses in clouds), in order, each once."""
+        found = {ipaddress.ip_network(value) for value in self._addresses()} | self._local_routes()
+        return sorted(found, key=lambda network: (network.version, network.network_address.packed, network.prefixlen))
+
+    def _local_routes(self) -> set[IpNetwork]:
+        # Only that table, where the kernel lets us choose (4.20): the others may be as large as the internet's.
+        with contextlib.suppress(OSError):
+            self.sock.setsockopt(SOL_NETLINK, NETLINK_GET_STRICT_CHK, 1)
+        found: set[IpNetwork] = set()
+        for family in (socket.AF_INET, socket.AF_INET6):
+            header = struct.pack("=BBBBBBBBI", family, 0, 0, 0, LOCAL_TABLE, 0, 0, 0, 0)
+            for body in self.dump(RTM_GETROUTE, header):
+                packed = _attributes(body, 12).get(1)  # RTA_DST
+                if body[7] in {LOCAL_ROUTE, ANYCAST_ROUTE} and packed and len(packed) in {4, 16}:
+                    found.add(ipaddress.ip_network((packed, body[1]), strict=False))
+        return found
+
+    def _addresses(self) -> list[Address]:
+        found: list[Address] = []
+        for body in self.dump(RTM_GETADDR, bytes(8)):
             attributes = _attributes(body, 8)
             packed = attributes.get(2) or attributes.get(1)  # IFA_LOCAL, else IFA_ADDRESS
             if packed and len(packed) in {4, 16}:
-                found.append((struct.unpack_from("=I", body, 4)[0], ipaddress.ip_address(packed)))
+                found.append(ipaddress.ip_address(packed))
         return found
 
 

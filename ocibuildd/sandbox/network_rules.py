@@ -38,7 +38,7 @@ DENIED: tuple[IpNetwork, ...] = tuple(
 """What no build may reach.  Private networks are allowed: mirrors and proxies live there."""
 
 MAX_HOST_ADDRESSES = 512
-"""A host with more has them cut: the kernel takes a batch of a few hundred KiB at most."""
+"""A host with more has them merged: the kernel takes a batch of a few hundred KiB at most."""
 
 TCP, UDP, ICMPV6 = 6, 17, 58
 NEIGHBOUR = (135, 136)
@@ -67,15 +67,26 @@ class Rule:
     icmp_type: int = -1
 
 
-
 def _network(address: Address) -> IpNetwork:
     return ipaddress.ip_network(address)
 
 
-def rules(host: Sequence[Address], resolvers: Sequence[Address], *, fib: bool = True) -> list[Rule]:
+def condensed(own: Sequence[IpNetwork]) -> list[IpNetwork]:
+    """The same networks in ``MAX_HOST_ADDRESSES`` at most: neighbours merged, and where that isn't enough, all of them
+    widened step by step: what lies between them is then out of reach too."""
+    four = [network for network in own if isinstance(network, ipaddress.IPv4Network)]
+    six = [network for network in own if isinstance(network, ipaddress.IPv6Network)]
+    while True:
+        four, six = list(ipaddress.collapse_addresses(four)), list(ipaddress.collapse_addresses(six))
+        if len(four) + len(six) <= MAX_HOST_ADDRESSES:
+            return [*four, *six]
+        four, six = [network.supernet() for network in four], [network.supernet() for network in six]
+
+
+def rules(host: Sequence[IpNetwork], resolvers: Sequence[Address], *, fib: bool = True) -> list[Rule]:
     """All rules, in order.
 
-    host: the host's own addresses (pasta connects from the host, so that everything that listens on
+    host: the host's own addresses and networks (pasta connects from the host, so that everything that listens on
     any of them would be in reach).  resolvers: where port 53 is allowed although a rule below denies
     it.  fib: the kernel can look up the way back (NFT_FIB_INET); else reverse path filtering (sysctl)
     does it for IPv4.
@@ -100,7 +111,7 @@ def rules(host: Sequence[Address], resolvers: Sequence[Address], *, fib: bool = 
         for resolver in resolvers
         for protocol in (UDP, TCP)
     ]
-    denied = [*DENIED, *(_network(a) for a in dict.fromkeys(host[:MAX_HOST_ADDRESSES]))]
+    denied = [*DENIED, *condensed(host)]
     result += [Rule("forward", "reject", destination=network) for network in denied]
     result += [
         Rule("forward", "accept", iif=sandboxes, oif=UPLINK),

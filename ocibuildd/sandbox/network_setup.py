@@ -19,7 +19,7 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pyroute2 import IPRoute, NFTSocket
@@ -202,7 +202,7 @@ def apply(listed: Sequence[Rule]) -> None:
         nft.nlm_request_batch(transaction(listed))
 
 
-def protect(host: Sequence[Address], resolvers: Sequence[Address], *, fib: bool) -> bool:
+def protect(host: Sequence[IpNetwork], resolvers: Sequence[Address], *, fib: bool) -> bool:
     """Put the rules in place, without ``fib`` where the kernel hasn't got it.  Returns whether it has.
 
     Raises NetlinkError, OSError."""
@@ -244,8 +244,10 @@ def await_uplink(netlink: IPRoute, expected: set[int], deadline: float, mode: st
         time.sleep(POLL)
 
 
-def _addresses(texts: Sequence[str]) -> list[Address]:
-    return [ipaddress.ip_address(text) for text in texts]
+def _told(message: Mapping[str, list[str]]) -> tuple[list[IpNetwork], list[Address]]:
+    """What is the host's own, and its resolvers."""
+    host = [ipaddress.ip_network(text) for text in message["host"]]
+    return host, [ipaddress.ip_address(text) for text in message["resolvers"]]
 
 
 def set_up(link: socket.socket, mode: str, deadline: float) -> None:
@@ -257,7 +259,7 @@ def set_up(link: socket.socket, mode: str, deadline: float) -> None:
     received = wire.receive(link)
     if received is None:
         return
-    host, resolvers = (_addresses(received[0][name]) for name in ("host", "resolvers"))
+    host, resolvers = _told(received[0])
     with open(NETNS_FILE, "rb") as netns:
         syscalls.setns(netns.fileno(), syscalls.CLONE_NEWNET)
     with IPRoute() as netlink:
@@ -271,7 +273,7 @@ def renew(link: socket.socket, fib: bool) -> None:
     """A later process, in N0: other rules, since the host's addresses or resolvers changed."""
     received = wire.receive(link)
     if received is not None:
-        host, resolvers = (_addresses(received[0][name]) for name in ("host", "resolvers"))
+        host, resolvers = _told(received[0])
         wire.send(link, {"fib": protect(host, resolvers, fib=fib)})
 
 

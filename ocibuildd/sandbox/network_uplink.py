@@ -23,7 +23,13 @@ from typing import Any, NoReturn
 
 from .. import syscalls
 from . import wire
-from .network_rtnl import RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR, Rtnl
+from .network_rtnl import (
+    RTMGRP_IPV4_IFADDR,
+    RTMGRP_IPV4_ROUTE,
+    RTMGRP_IPV6_IFADDR,
+    RTMGRP_IPV6_ROUTE,
+    Rtnl,
+)
 from .network_rules import FORWARDER, UPLINK
 
 MTU = 65520
@@ -173,9 +179,9 @@ class Supervisor:
             quiet_exit(1)
 
     def tell_hosts(self) -> None:
-        """The host's own addresses, when they are others than last time."""
+        """The host's own addresses and networks, when they are others than last time."""
         with Rtnl() as rtnl:
-            found = sorted({str(value) for _, value in rtnl.addresses()})
+            found = [str(network) for network in rtnl.own()]
         if found != self.hosts:
             self.hosts = found
             self.tell({"host": found})
@@ -203,7 +209,7 @@ def supervise(settings: Settings, nsd: socket.socket, work: Callable[..., None])
     )
     theirs.close()
     nsd.close()  # only the worker holds it: nsd sees its end
-    monitor = Rtnl(RTMGRP_IPV4_IFADDR | RTMGRP_IPV6_IFADDR)
+    monitor = Rtnl(RTMGRP_IPV4_IFADDR | RTMGRP_IPV6_IFADDR | RTMGRP_IPV4_ROUTE | RTMGRP_IPV6_ROUTE)
     monitor.sock.setblocking(False)
     state = Supervisor(settings, ours, forward=str(FORWARDER) in settings.resolvers)
     _loop(state, os.pidfd_open(worker), monitor)

@@ -23,7 +23,7 @@ from .. import syscalls
 from . import network_rtnl as rtnl
 from . import wire
 from .network_plan import PREFIXES, SLOTS, Plan, length, plan
-from .network_rtnl import Address, Rtnl
+from .network_rtnl import Address, IpNetwork, Rtnl
 from .network_rules import FORWARDER, SANDBOX, UPLINK
 from .network_uplink import MTU, NETNS_FILE, Settings, fork
 
@@ -78,7 +78,7 @@ class Worker:
     setup: socket.socket | None = None
     setup_pid: int = 0
     prefix: ipaddress.IPv4Network = PREFIXES[0]
-    host: list[Address] = field(default_factory=list)
+    host: list[IpNetwork] = field(default_factory=list)
     resolvers: list[Address] = field(default_factory=list)
     ipv6: bool = False
     fib: bool = True
@@ -173,7 +173,7 @@ class Worker:
         message = received[0]
         if "host" in message:
             first = not self.host and not self.ready
-            self.host = [ipaddress.ip_address(text) for text in message["host"]]
+            self.host = [ipaddress.ip_network(text) for text in message["host"]]
             if first:
                 self.tell_setup()
             else:

@@ -260,6 +260,11 @@ def _proc(nsd: Mapping[str, Any]) -> Requirement:
 def _network(host: Mapping[str, Any], nsd: Mapping[str, Any]) -> Requirement:
     cost = "steps have no network (--network=host, where it is allowed, still works)"
     network = nsd.get("network", {})
+    if network.get("mode", "none") != "none" and network.get("resolvers") == []:
+        return _row(
+            "network", "degraded", f"{network['mode']}, but /etc/resolv.conf names no server",
+            "steps can't resolve names", "put a nameserver into /etc/resolv.conf, or build with --dns=ADDRESS",
+        )
     if network.get("mode", "none") != "none":
         return _row("network", "ok", f"{network['mode']}, isolated from this host's loopback")
     if host["tun"]:

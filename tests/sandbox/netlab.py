@@ -15,6 +15,7 @@ import os
 import select
 import signal
 import socket
+import struct
 import time
 import traceback
 from collections.abc import Callable
@@ -145,6 +146,15 @@ def _world(here: Rtnl) -> None:
 
 
 _world_netns = -1
+
+
+def local_route(network: str) -> rtnl.Message:
+    """``ip route add local NETWORK dev lo``: the host answers for all of it."""
+    parsed = ipaddress.ip_network(network)
+    family = socket.AF_INET if parsed.version == 4 else socket.AF_INET6
+    head = struct.pack("=BBBBBBBBI", family, parsed.prefixlen, 0, 0, rtnl.LOCAL_TABLE, 4, 254, rtnl.LOCAL_ROUTE, 0)
+    body = head + rtnl.attribute(1, parsed.network_address.packed) + rtnl.attribute(4, struct.pack("=I", 1))
+    return rtnl.Message(rtnl.RTM_NEWROUTE, rtnl.NLM_CREATE, body)
 
 
 def rewire(here: Rtnl) -> None:

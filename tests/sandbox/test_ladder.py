@@ -53,6 +53,7 @@ def test_a_host_that_has_everything_is_all_ok():
         ({"tun": "Permission denied"}, {"network": {"mode": "none"}}, "network", "degraded", "chmod 666"),
         ({"programs": {**HOST["programs"], "pasta": ""}}, {"network": {"mode": "none"}}, "network", "degraded",
          "install passt"),
+        ({}, {"network": {"mode": "pasta", "resolvers": []}}, "network", "degraded", "--dns"),
         ({}, {"cgroup": "none", "controllers": []}, "control groups", "degraded", "Delegate=yes"),
         ({}, {"controllers": ["pids"]}, "control groups", "degraded", "Delegate=yes"),
         ({"programs": {**HOST["programs"], "git": ""}}, {}, "git", "degraded", "install git"),

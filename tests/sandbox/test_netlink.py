@@ -56,7 +56,7 @@ def test_a_default_route_reads_as_one(text):
 def test_the_rules_are_one_transaction_of_pyroute2_s_messages():
     from ocibuildd.sandbox import network_setup
 
-    listed = network_rules.rules([IP("192.0.2.2")], [IP("10.9.9.9")])
+    listed = network_rules.rules([ipaddress.ip_network("192.0.2.2")], [IP("10.9.9.9")])
     messages = network_setup.transaction(listed)
     assert [message["header"]["type"] for message in (messages[0], messages[-1])] == [0x10, 0x11]
     rules = [message for message in messages if isinstance(message, network_setup.RuleMessage)]

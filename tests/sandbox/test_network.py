@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import ipaddress
 import os
 import signal
 import socket
@@ -192,8 +193,9 @@ def test_a_host_with_hundreds_of_addresses_still_gets_its_rules():
     def scenario():
         from ocibuildd.sandbox import network_rules, network_setup
 
-        host = [netlab.ipaddress.ip_address(0xCB007100 + number) for number in range(2000)]
-        return network_setup.protect(host[: network_rules.MAX_HOST_ADDRESSES * 2], [], fib=True)
+        host = [netlab.ipaddress.ip_network(0xCB007100 + 3 * number) for number in range(network_rules.MAX_HOST_ADDRESSES)]
+        assert len(network_rules.condensed(host)) == len(host)
+        return network_setup.protect(host, [], fib=True)
 
     assert lab(scenario)
 
@@ -205,6 +207,79 @@ def test_nsd_never_imports_pyroute2():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_what_a_local_route_gives_to_the_host_is_out_of_reach():
+    """Addresses of load balancers, as clouds' agents set them: no interface has them.  One is there, one comes."""
+    def scenario():
+        with netlab.Rtnl() as netlink:
+            netlink.request([netlab.local_route("192.0.2.128/25"), netlab.local_route("2001:db8:9::/64")])
+            network = netlab.network()
+            lease = network.lease("default")
+            seen = [inside(lease, lambda: [
+                reach("192.0.2.200", netlab.HOST_PORT), reach("2001:db8:9::7", netlab.HOST_PORT + 10),
+            ])]
+            netlink.request([netlab.local_route("192.0.2.7/32")])
+        seen.append(wait_until(lambda: inside(lease, lambda: reach("192.0.2.7", netlab.HOST_PORT)) == "EHOSTUNREACH", 15))
+        seen.append(inside(lease, lambda: reach(netlab.SERVER, 80)))
+        network.close()
+        return seen
+
+    there, came, world = lab(scenario)
+    assert there == ["EHOSTUNREACH", "EACCES"]
+    assert came
+    assert world.startswith("world")
+
+
+def test_an_address_that_the_host_gets_is_out_of_reach_soon_and_one_that_it_loses_does_no_harm():
+    from ocibuildd.sandbox import network_rtnl as rtnl
+
+    def scenario():
+        network = netlab.network()
+        lease = network.lease("default")
+        with rtnl.Rtnl() as netlink:
+            netlink.request([rtnl.address(20, ipaddress.ip_address("203.0.113.77"), 32), rtnl.link_delete(21)])
+        new = wait_until(lambda: inside(lease, lambda: reach("203.0.113.77", netlab.HOST_PORT)) == "EHOSTUNREACH", 15)
+        seen = inside(lease, lambda: reach(netlab.SERVER, 80))
+        network.close()
+        return [new, seen]
+
+    new, seen = lab(scenario)
+    assert new
+    assert seen.startswith("world")
+
+
+def test_a_network_that_goes_away_and_comes_back_serves_the_same_sandbox():
+    from ocibuildd.sandbox import network_rtnl as rtnl
+
+    def scenario():
+        network = netlab.network()
+        lease = network.lease("default")
+        with rtnl.Rtnl() as netlink:
+            netlink.request([rtnl.link_delete(20)])
+            gone = inside(lease, lambda: reach(netlab.SERVER, 80, 0.3))
+            netlab.rewire(netlink)
+        back = wait_until(lambda: inside(lease, lambda: reach(netlab.SERVER, 80)).startswith("world"), 15)
+        network.close()
+        return [gone, back]
+
+    gone, back = lab(scenario, timeout=40)
+    assert not gone.startswith("world")
+    assert back
+
+
+def test_a_host_that_names_no_resolver_gives_none():
+    def scenario():
+        Path("/mnt/resolv.conf").write_text("# nobody\n")
+        network = netlab.network()
+        text = network.resolv_conf("default").decode()
+        described = network.describe()
+        network.close()
+        return [text, described]
+
+    text, described = lab(scenario)
+    assert "nameserver" not in text
+    assert (described["mode"], described["resolvers"]) == ("pasta", [])
 
 
 def test_no_network_is_lo_alone():

@@ -10,7 +10,7 @@ from ocibuildd.errors import InvalidArgument
 from ocibuildd.sandbox import network_dns, network_plan, network_rules
 from ocibuildd.sandbox.network_dns import Resolvers
 
-IP = ipaddress.ip_address
+IP, NET = ipaddress.ip_address, ipaddress.ip_network
 
 
 @pytest.mark.parametrize(
@@ -38,12 +38,13 @@ def test_resolv_conf_is_read_as_libc_does(text, servers, search, options):
         (["::1", "192.0.2.2"], ["169.254.1.1"]),  # the second is the host itself
         (["fe80::1"], ["169.254.1.1"]),
         (["1.1.1.1", "1.1.1.2", "1.1.1.3", "1.1.1.4"], ["1.1.1.1", "1.1.1.2", "1.1.1.3"]),
-        ([], ["169.254.1.1"]),
+        ([], []),  # there is nobody to forward to
+        (["203.0.113.9"], ["169.254.1.1"]),
     ],
 )
 def test_servers_that_a_sandbox_cannot_reach_are_left_out(servers, expected):
     found = Resolvers(tuple(map(IP, servers)))
-    got = network_dns.reachable(found, [IP("192.0.2.2")], IP("169.254.1.1"), ipv6=True)
+    got = network_dns.reachable(found, [NET("192.0.2.2"), NET("203.0.113.0/24")], IP("169.254.1.1"), ipv6=True)
     assert [str(server) for server in got.servers] == expected
 
 
@@ -92,7 +93,7 @@ def test_hosts_has_the_sandbox_and_what_was_added():
     ],
 )
 def test_the_prefix_avoids_the_host_s_routes(routes, host, expected):
-    prefix = network_plan.choose_prefix([ipaddress.ip_network(r) for r in routes], [IP(h) for h in host])
+    prefix = network_plan.choose_prefix([ipaddress.ip_network(r) for r in routes], [NET(h) for h in host])
     assert str(prefix) == expected
 
 
@@ -109,7 +110,7 @@ def test_each_slot_has_addresses_of_its_own():
 def verdict(destination: str, *, port: int = 80, host=(), resolvers=()) -> str:
     """What the forward chain does with a new TCP connection from a sandbox to the uplink."""
     address = IP(destination)
-    for rule in network_rules.rules([IP(h) for h in host], [IP(r) for r in resolvers]):
+    for rule in network_rules.rules([NET(h) for h in host], [IP(r) for r in resolvers]):
         if rule.chain != "forward" or rule.state or rule.not_iif or rule.not_oif:
             continue
         fits = (
@@ -132,10 +133,23 @@ def verdict(destination: str, *, port: int = 80, host=(), resolvers=()) -> str:
         ("::1", "reject"), ("::", "reject"), ("fe80::1", "reject"), ("ff02::1", "reject"),
         ("::ffff:169.254.169.254", "reject"), ("fd00:ec2::254", "reject"), ("fd20:ce::254", "reject"),
         ("64:ff9b::a9fe:a9fe", "reject"), ("2002:a9fe:a9fe::1", "reject"), ("192.0.2.77", "reject"),
+        ("203.0.113.200", "reject"), ("203.0.113.100", "accept"),
     ],
 )
 def test_destinations_are_allowed_or_refused(destination, expected):
-    assert verdict(destination, host=["192.0.2.77"]) == expected
+    assert verdict(destination, host=["192.0.2.77", "203.0.113.128/25"]) == expected
+
+
+def test_a_host_of_thousands_of_addresses_has_none_in_reach():
+    host = [NET(0xC6330000 + 3 * number) for number in range(3000)] + [NET((1 << 125) + (number << 64)) for number in range(3000)]
+    found = network_rules.condensed(host)
+    assert len(found) <= network_rules.MAX_HOST_ADDRESSES
+    assert all(any(one.version == net.version and one.subnet_of(net) for net in found) for one in host)
+
+
+def test_few_addresses_are_denied_as_they_are():
+    host = [NET("192.0.2.1"), NET("192.0.2.7"), NET("2001:db8::1")]
+    assert network_rules.condensed(host) == host
 
 
 def test_a_link_local_resolver_is_open_for_names_only():
