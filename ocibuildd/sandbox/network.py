@@ -190,6 +190,8 @@ class Network:
     def _came_to_nothing(self, problem: str) -> None:
         self._problems.append(problem)
         self._retry_at = time.monotonic() + RETRY_AFTER
+        if "option" in problem:  # the words of getopt_long(3)
+            self.fix = self.fix or "install a newer passt: this one lacks an option that isolation takes"
         self.fix = self.fix or "see the message; the kernel needs veth and nftables (nft_masq)"
 
     @property

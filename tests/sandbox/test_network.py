@@ -533,6 +533,24 @@ def test_without_tun_there_is_no_network_and_the_message_says_why():
     assert none_works
 
 
+def test_a_pasta_that_is_too_old_is_not_taken_without_its_isolation(tmp_path):
+    program = tmp_path / "pasta"
+    program.write_text("#!/bin/sh\nfor a; do [ $a = --no-map-gw ] && echo \"pasta: unrecognized option '$a'\" >&2 && exit 1; done\n")
+    program.chmod(0o755)
+
+    def scenario():
+        os.environ["PATH"] = f"{tmp_path}:{os.environ['PATH']}"
+        network = netlab.network(mode="pasta")
+        described = network.describe()
+        network.close()
+        return described
+
+    described = lab(scenario)
+    assert described["mode"] == "none"
+    assert "unrecognized option '--no-map-gw'" in described["reason"]
+    assert "newer passt" in described["fix"]
+
+
 def test_a_host_that_was_offline_is_tried_again():
     def scenario():
         from ocibuildd.sandbox import network_rtnl as rtnl
