@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from typing import Any
 
 import msgspec
@@ -53,10 +54,13 @@ class Comparison:
     async def differences(self, one: Image, two: Image) -> list[dict[str, Any]]:
         """[{instruction, files: [[kind, path, size, what], …]}]; [] when the images are the same.
 
-        Where something but times differs in a layer, that is told, else the times."""
+        Where something but times differs in a layer, that is told, else the times; where the instructions are others
+        now, only that is."""
         if one.id == two.id and one.manifest == two.manifest:
             return []
         configs = [decode_config(self._store.blobs.read(image.id)) for image in (one, two)]
+        if other := _other_instruction(*configs):
+            return [{"instruction": "the Dockerfile is another now", "files": [["changed", other, 0, ""]]}]
         found: list[dict[str, Any]] = []
         told: set[str] = set()
         chains = [self._chain(image) for image in (one, two)]
@@ -86,6 +90,16 @@ class Comparison:
         args = {"lowers_a": lowers_a, "lowers_b": lowers_b, "blame": True}
         got = await self._nsd.call("compare", args)
         return [[*each[:3], ", ".join(each[3])] for each in got["changes"]]
+
+
+def _other_instruction(one: ImageConfig, two: ImageConfig) -> str:
+    """The first line of two histories that isn't the same; "" where all are: blaming files of others is no help."""
+    pairs = zip_longest(one.history, two.history)
+    for before, after in pairs:
+        texts = ["nothing" if each is None else each.created_by[:200] for each in (before, after)]
+        if texts[0] != texts[1]:
+            return " → ".join(texts)
+    return ""
 
 
 def _instructions(config: ImageConfig) -> list[str]:

@@ -186,6 +186,15 @@ def test_verify_takes_a_build_and_tells_times_from_content(daemon: Any, tmp_path
     assert "--reproducible" in differs.text
 
 
+def test_verify_says_that_the_dockerfile_is_another(daemon: Any, tmp_path: Path) -> None:
+    (tmp_path / "Dockerfile").write_text("FROM busybox\nRUN echo was > /f\nRUN echo same\n")
+    daemon.ok("build", "-t", "verify/edited", tmp_path)
+    (tmp_path / "Dockerfile").write_text("FROM busybox\nRUN echo is > /f\nRUN echo same\n")
+    text = daemon("verify", "verify/edited").text
+    assert "the Dockerfile is another now\n    changed RUN /bin/sh -c echo was > /f" in text
+    assert "→ RUN /bin/sh -c echo is > /f" in text
+
+
 def test_verify_says_what_it_cannot_do(daemon: Any) -> None:
     unknown = daemon("verify", "verify/nothing-like-it")
     assert unknown.code == 1
