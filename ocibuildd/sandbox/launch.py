@@ -22,8 +22,9 @@ from ..runtime import in_thread, until_done
 from . import probe, wire
 from .cgroup import Cgroups
 
-START_TIMEOUT = 60.0
-"""Seconds for nsd to say that it is ready: 0.1 on a usual host, half a minute on an emulated one."""
+START_TIMEOUT = 180.0
+"""Seconds for nsd to say that it is ready: 0.1 on a usual host, a minute and more on a busy emulated one that has to
+compile its modules first.  One that dies is noticed at once."""
 
 DYING_TIMEOUT = 1.0
 """Seconds between the end of a job's socket and that of nsd, at most."""
