@@ -131,6 +131,9 @@ async def _message(reader: asyncio.StreamReader) -> bytes:
 
 
 async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    while data := await reader.read(COPY_SIZE):
-        writer.write(data)
-        await writer.drain()
+    """Until the end, which is passed on: whoever waits for it has yet to answer."""
+    with contextlib.suppress(OSError):  # either side may go at any time
+        while data := await reader.read(COPY_SIZE):
+            writer.write(data)
+            await writer.drain()
+        writer.write_eof()
