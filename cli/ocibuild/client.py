@@ -283,18 +283,27 @@ class Client:
         body = {"reference": reference, "platform": platform, "all_tags": all_tags}
         return self._transfer("/v1/images/push", body, reference, auth, on_event)
 
+    def registry_tags(self, repository: str, *, auth: Auth | None = None) -> list[str]:
+        """The tags that a repository has in its registry."""
+        body = with_auth({"reference": repository}, repository, auth)
+        found: list[str] = self.call("POST", "/v1/registry/tags", body)["tags"]
+        return found
+
+    def registry_delete(
+        self, reference: str, *, manifest: bool = False, auth: Auth | None = None
+    ) -> str:
+        """Delete a tag, or a manifest by its digest, in its registry; what was deleted.
+
+        manifest: what the tag names, and with it every tag that names it."""
+        body = with_auth({"reference": reference, "manifest": manifest}, reference, auth)
+        return str(self.call("POST", "/v1/registry/delete", body)["deleted"])
+
     def _transfer(
         self, target: str, body: dict[str, Any], reference: str, auth: Auth | None,
         on_event: Callable[[Event], object] | None,
     ) -> Event:
-        if auth is None:
-            from .credentials import credentials_for
-
-            auth = credentials_for(reference)
-        if auth:
-            body["auth"] = auth
         last: Event = {}
-        for event in self.stream("POST", target, body):
+        for event in self.stream("POST", target, with_auth(body, reference, auth)):
             last = event
             if on_event is not None:
                 on_event(event)
@@ -347,6 +356,15 @@ class Client:
         }
         found: Pruned = self.call("POST", "/v1/prune", body)
         return found
+
+
+def with_auth(body: dict[str, Any], reference: str, auth: Auth | None) -> dict[str, Any]:
+    """A request's body with credentials for the registry of a reference: these, or the user's own."""
+    if auth is None:
+        from .credentials import credentials_for
+
+        auth = credentials_for(reference)
+    return {**body, "auth": auth} if auth else body
 
 
 __all__ = ["Client", "ClientError"]

@@ -68,6 +68,10 @@ GROUPS: dict[str, tuple[str, dict[str, tuple[str, str, str]]]] = {
         "import": ("cache", "import_", "Fill a cache mount from a tar"),
         "prune": ("space", "builder_prune", "Remove build cache"),
     }),
+    "registry": ("Look at registries, and tidy them", {
+        "tags": ("registry", "tags", "List the tags of a repository"),
+        "delete": ("registry", "delete", "Delete a tag or manifest in its registry"),
+    }),
     "system": ("Manage the daemon", {
         "df": ("space", "df", "Show disk usage"),
         "prune": ("space", "system_prune", "Remove what is unused"),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from aiohttp import web
 
 from ..model.request import BuildRequest
-from . import builds, frames, images, run, spaces, system
+from . import builds, frames, images, registries, run, spaces, system
 from .respond import NDJSON, TAR
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -98,6 +98,10 @@ ROUTES = (
           query=(Parameter("name", "the image's name"), PLATFORM,
                  Parameter("change", "an instruction to apply", "array"),
                  Parameter("message", "a comment for the history"))),
+    Route("POST", "/v1/registry/tags", registries.tags, "The tags of a repository in its registry", "Object",
+          body=registries.RepositoryBody),
+    Route("POST", "/v1/registry/delete", registries.delete, "Delete a tag or manifest in its registry", "Object",
+          body=registries.DeleteBody),
     Route("POST", "/v1/run", run.run, "Run a command in a throw-away sandbox", frames.CONTENT_TYPE,
           body=frames.CONTENT_TYPE),
     Route("POST", "/v1/debug", run.debug, "Enter the sandbox of a failed step", frames.CONTENT_TYPE,

@@ -402,6 +402,10 @@ class RegistryClient:
                 break
         return list(found)
 
+    async def digest_at_origin(self, reference: Reference, *, auth: Auths | None = None) -> Digest:
+        """What a tag names at the registry itself, whatever mirrors say.  Raises as ``resolve``."""
+        return (await self._resolve_origin(reference, auth)).digest
+
     async def delete(self, reference: Reference, *, auth: Auths | None = None) -> None:
         """Delete a manifest by digest (or a tag, where the registry allows that).
 
@@ -464,7 +468,10 @@ async def _blob_failure(what: str, answer: Answer, descriptor: Descriptor) -> Bu
 
 def _not_deleted(what: str, status: int, body: bytes, reference: Reference) -> BuildError:
     error = protocol.failure(what, status, body)
-    if status == 405 or "UNSUPPORTED" in str(error.details.get("codes", "")):
+    codes = str(error.details.get("codes", "")).upper()
+    # docker-registry takes a tag for a digest that is wrong.
+    tag = reference.digest is None and "DIGEST_INVALID" in codes
+    if tag or status == 405 or "UNSUPPORTED" in codes:
         hint = "the registry's configuration must allow deletion"
         if reference.digest is None:
             hint = f"name it by its digest ({reference.familiar_name}@sha256:…), or allow deletion in the registry"
