@@ -47,6 +47,7 @@ THREADS: Final = 4
 class Segment:
     """One stretch of the tar on its way: ``ready`` is set when ``packed`` holds its compressed bytes.
 
+    ``data`` goes once it is ``hashed`` and ``ready``: a segment that waits for its turn to be written is small.
     ``key``: what its bytes follow from, then a digest of that; b"": nobody knows (a big file without a known digest).
     ``file``: the hash of a big file, whose next ``body`` bytes the segment begins with; ``last``: no more follow."""
 
@@ -57,7 +58,13 @@ class Segment:
     file: Hash | None = None
     body: int = 0
     last: bool = False
+    hashed: bool = False
     ready: threading.Event = field(default_factory=threading.Event)
+
+    def forget(self) -> None:
+        """Whoever is the last of hash and compression lets the bytes go."""
+        if self.hashed and self.ready.is_set():
+            self.data = b""
 
 
 class Reuse:
@@ -223,6 +230,7 @@ class LayerSink:
             self._begin_output()
             self._hash(segment)
             self._compress(segment, self._codec)
+            segment.ready.set()
             self._store(segment)
         self._write(compress.epilogue(self._output["compression"], self._crc, self._total))
         return Packed(
@@ -312,6 +320,7 @@ class LayerSink:
             except BaseException as error:  # noqa: BLE001 - it is raised again in the caller's thread
                 self._failed = self._failed or error
             segment.ready.set()
+            segment.forget()
 
     def _hash(self, segment: Segment) -> None:
         self._tar.update(segment.data)
@@ -323,6 +332,8 @@ class LayerSink:
                 segment.file.update(memoryview(segment.data)[: segment.body])
                 if segment.last:
                     self._content.update(data_digest(segment.file))
+        segment.hashed = True
+        segment.forget()
 
     def _compress(self, segment: Segment, codec: compress.Codec) -> None:
         if self._reuse is None or not segment.key:
@@ -332,7 +343,6 @@ class LayerSink:
             kept = self._reuse.find(segment.key)
             segment.packed = codec.segment(segment.data) if kept is None else kept
             self._reuse.kept += kept is not None
-        segment.ready.set()
 
     def _store(self, segment: Segment) -> None:
         segment.ready.wait()
@@ -345,6 +355,7 @@ class LayerSink:
                 isal_zlib.crc32(segment.packed),
             )
         self._write(segment.packed)
+        segment.packed = b""
 
     def _begin_output(self) -> None:
         self._write(compress.prologue(self._output["compression"]))
