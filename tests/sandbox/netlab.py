@@ -43,7 +43,7 @@ def missing() -> str:
     return tun_problem()
 
 
-def lab(scenario: Callable[[], Any], *, timeout: float = 20, nameserver: str = SERVER) -> Any:
+def lab(scenario: Callable[[], Any], *, timeout: float = 90, nameserver: str = SERVER) -> Any:
     """Run a scenario and return what it returned.  Raises AssertionError with its traceback."""
     read, write = os.pipe()
     pid = os.fork()

@@ -257,7 +257,7 @@ def confined(program: str, *before: str) -> subprocess.CompletedProcess[str]:
     """Run a program of Python after other commands' work."""
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
     command = [*before, sys.executable, "-c", program]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180, check=False)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root writes its maps without newuidmap")

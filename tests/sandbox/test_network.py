@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
+from patience import PATIENCE, within
 from sandboxes import Box
 
 from ocibuildd import syscalls
@@ -64,7 +65,7 @@ def view():
         network.close()
         return result
 
-    return lab(scenario, timeout=60)
+    return lab(scenario)
 
 
 def abstract() -> str:
@@ -220,7 +221,7 @@ def test_what_a_local_route_gives_to_the_host_is_out_of_reach():
                 reach("192.0.2.200", netlab.HOST_PORT), reach("2001:db8:9::7", netlab.HOST_PORT + 10),
             ])]
             netlink.request([netlab.local_route("192.0.2.7/32")])
-        seen.append(wait_until(lambda: inside(lease, lambda: reach("192.0.2.7", netlab.HOST_PORT)) == "EHOSTUNREACH", 15))
+        seen.append(wait_until(lambda: inside(lease, lambda: reach("192.0.2.7", netlab.HOST_PORT)) == "EHOSTUNREACH"))
         seen.append(inside(lease, lambda: reach(netlab.SERVER, 80)))
         network.close()
         return seen
@@ -239,7 +240,7 @@ def test_an_address_that_the_host_gets_is_out_of_reach_soon_and_one_that_it_lose
         lease = network.lease("default")
         with rtnl.Rtnl() as netlink:
             netlink.request([rtnl.address(20, ipaddress.ip_address("203.0.113.77"), 32), rtnl.link_delete(21)])
-        new = wait_until(lambda: inside(lease, lambda: reach("203.0.113.77", netlab.HOST_PORT)) == "EHOSTUNREACH", 15)
+        new = wait_until(lambda: inside(lease, lambda: reach("203.0.113.77", netlab.HOST_PORT)) == "EHOSTUNREACH")
         seen = inside(lease, lambda: reach(netlab.SERVER, 80))
         network.close()
         return [new, seen]
@@ -259,11 +260,11 @@ def test_a_network_that_goes_away_and_comes_back_serves_the_same_sandbox():
             netlink.request([rtnl.link_delete(20)])
             gone = inside(lease, lambda: reach(netlab.SERVER, 80, 0.3))
             netlab.rewire(netlink)
-        back = wait_until(lambda: inside(lease, lambda: reach(netlab.SERVER, 80)).startswith("world"), 15)
+        back = wait_until(lambda: inside(lease, lambda: reach(netlab.SERVER, 80)).startswith("world"))
         network.close()
         return [gone, back]
 
-    gone, back = lab(scenario, timeout=40)
+    gone, back = lab(scenario)
     assert not gone.startswith("world")
     assert back
 
@@ -364,8 +365,8 @@ def uplinks() -> list[int]:
     return [pid for pid, _ in found]
 
 
-def wait_until(condition, seconds: float = 3.0) -> bool:
-    end = time.monotonic() + seconds
+def wait_until(condition) -> bool:
+    end = time.monotonic() + PATIENCE
     while time.monotonic() < end:
         if condition():
             return True
@@ -405,7 +406,7 @@ def test_a_dead_worker_is_replaced():
         os.kill(before, signal.SIGKILL)
         network._restart_at = 0.0
         # Noticed once its socket is closed, however long the dying takes; then another one is started.
-        wait_until(lambda: network.handle() or network._pid not in (before, 0), 20)
+        wait_until(lambda: network.handle() or network._pid not in (before, 0))
         network.settle()
         lease = network.lease("default")
         seen = inside(lease, lambda: reach(netlab.SERVER, 80))
@@ -426,7 +427,7 @@ def test_nothing_outlives_the_process_that_had_the_network():
         started = wait_until(lambda: mine(before))
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
-        return [started, wait_until(lambda: not mine(before), 1.0)]
+        return [started, within(1.0, lambda: not mine(before))]
 
     assert lab(scenario) == [True, True]
 
@@ -488,7 +489,7 @@ def test_two_hundred_connections_at_once():
         network.close()
         return seen
 
-    assert lab(scenario, timeout=40) == 200
+    assert lab(scenario) == 200
 
 
 def test_slirp4netns_is_the_fallback():
@@ -566,7 +567,7 @@ def test_a_host_that_was_offline_is_tried_again():
         network.close()
         return [*first, network.mode, seen]
 
-    before, reason, after, answer = lab(scenario, timeout=40)
+    before, reason, after, answer = lab(scenario)
     assert (before, after) == ("none", "pasta")
     assert "pasta" in reason
     assert answer.startswith("world")

@@ -150,16 +150,13 @@ with open("big", "wb") as file:
 
 def test_a38_what_lies_deeper_than_a_path_can_name_counts(box):
     program = DEEP.format(levels=30, name="x" * 250) + "import time; time.sleep(10)"
-    result = box.python(program, limits={"upper_bytes": 32 << 20, "timeout": 15})
+    result = box.python(program, limits={"upper_bytes": 32 << 20, "timeout": 60})
     assert result.outcome["reason"] == "disk-limit"
 
 
 def test_a38_a_tree_deeper_than_recursion_goes_gives_its_space_back(box):
     assert box.python(DEEP.format(levels=1500, name="d")).code == 0
-    end = time.monotonic() + 60
-    while list((box.state / "tmp").glob("run-*")) and time.monotonic() < end:
-        time.sleep(0.05)
-    assert list((box.state / "tmp").glob("run-*")) == []
+    until("its directories are gone", lambda: not list((box.state / "tmp").glob("run-*")))
 
 
 def test_a38_what_is_deleted_and_closed_does_not_count(box):
