@@ -37,6 +37,11 @@ ADMIT_PAUSE = 1.0
 ADMIT_PATIENCE = 20.0
 """Seconds that a step waits for room which others hold, if they may still give it back."""
 
+REMOVERS = 3
+"""Jobs that delete directories at a time."""
+REMOVER_LEAST = 32
+"""Directories worth a job."""
+
 T = TypeVar("T")
 Remover = Callable[[Sequence[Path]], Awaitable[object]]
 """Deletes directories that belong to subordinate ids (nsd's ``remove`` job)."""
@@ -157,9 +162,19 @@ class Maintenance:
             unlinking = asyncio.ensure_future(in_thread(unlink_trash, state, files))
             try:
                 if directories:
-                    await self._remove(directories)  # beside it, on another processor
+                    await self._remove_all(directories)  # beside it, on another processor
             finally:
                 await until_done(unlinking)
+
+    async def _remove_all(self, directories: Sequence[Path]) -> None:
+        """By several jobs where there are many: on a busy disk each name waits for the file system's journal."""
+        count = min(max(len(directories) // REMOVER_LEAST, 1), REMOVERS)
+        done = await asyncio.gather(
+            *(self._remove(directories[number::count]) for number in range(count)), return_exceptions=True
+        )
+        for failed in done:
+            if isinstance(failed, BaseException):
+                raise failed
 
     async def tidy(self) -> None:
         """Old builds, hints and log lines; free pages back to the disk; the write-ahead log emptied."""

@@ -97,3 +97,19 @@ async def test_a_deletion_that_fails_when_nobody_waits_is_tried_again(store: Sto
     with pytest.raises(OSError, match="nsd is gone"):
         await maintenance.collect(EVERYTHING, wait=True)
     assert maintenance._dirty  # the next turn of ``run`` empties the trash
+
+
+async def test_many_directories_are_deleted_by_several_jobs(store: Store) -> None:
+    jobs: list[int] = []
+
+    async def remove(paths: Sequence[Path]) -> None:
+        jobs.append(len(paths))
+        for path in paths:
+            path.rmdir()
+
+    for number in range(100):
+        (store.path / "trash" / f"tree-{number}").mkdir()
+    await Maintenance(store, remove).empty_trash()
+    assert sum(jobs) == 100
+    assert len(jobs) > 1
+    assert os.listdir(store.path / "trash") == []
