@@ -80,6 +80,15 @@ class RememberedScan:
         os.close(self._fd)
 
 
+def opened(scan: Any, into: list[int]) -> int:
+    """``scan.memfd()``, put into the list of what is to be closed before anybody can be cancelled who waits for it.
+    *Thread-safe*."""
+    fd: int = scan.memfd()
+    if fd >= 0:
+        into.append(fd)
+    return fd
+
+
 class LocalContents:
     """Checksums for one daemon.  directory: where fingerprints are kept between its lives; selections: where selections
     are (made where it is missing; None: they aren't)."""

@@ -45,7 +45,7 @@ from ocibuildd.store import Store
 from ocibuildd.store.cache_mounts import Grip
 from ocibuildd.store.failpoints import hit
 
-from .contents import RememberedScan, ScanFile
+from .contents import RememberedScan, ScanFile, opened
 from .context_trees import ContextTrees
 from .copy import copy_spec, directory_of, inline_dir, selections, source_dir
 from .diagnosis import why_not_found
@@ -232,10 +232,9 @@ class StepExecutor:
                     sources.append(source_dir(source.paths, directory=directory, fd=len(fds)))
                     fds.append(directory.fd)
                     scan = self._scans.pop((vertex, f"source {number}"), None)
-                    scan_fd = -1 if scan is None else await in_thread(scan.memfd)
+                    scan_fd = -1 if scan is None else await in_thread(opened, scan, scans)
                     del scan
                     if scan_fd >= 0:
-                        scans.append(scan_fd)
                         sources[-1]["scan"] = len(fds)
                         fds.append(scan_fd)
                 else:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import threading
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -15,6 +17,7 @@ from ocibuildd.executor import contents
 from ocibuildd.executor.contents import LocalContents
 from ocibuildd.executor.source import Directory, open_directory
 from ocibuildd.layer.scan import Scan
+from ocibuildd.runtime import in_thread
 from ocibuildd.sandbox import launch
 
 SPEC: Any = {
@@ -144,3 +147,23 @@ def test_the_oldest_go_when_they_are_too_many_or_too_large(tmp_path: Path) -> No
         os.utime(tmp_path / str(number), (number, number))
     contents.forget_oldest(tmp_path, 4, 35)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["2", "3", "4"]
+
+
+async def test_the_descriptor_of_a_scan_is_known_to_who_closes_it_though_the_step_was_cancelled() -> None:
+    begun, going = threading.Event(), threading.Event()
+
+    class Slow:
+        def memfd(self) -> int:
+            begun.set()
+            going.wait(60)
+            return 1234
+
+    taken: list[int] = []
+    opening = asyncio.create_task(in_thread(contents.opened, Slow(), taken))
+    while not begun.is_set():
+        await asyncio.sleep(0)
+    opening.cancel()
+    going.set()
+    with pytest.raises(asyncio.CancelledError):
+        await opening
+    assert taken == [1234]
