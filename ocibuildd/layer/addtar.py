@@ -2,7 +2,7 @@
 
 The rules are BuildKit's (solver/llbsolver/file/unpack_root.go): an entry replaces what is there unless both are
 directories; symlinks of its parents are followed with the destination as their root; parents that the archive doesn't
-list are root's, 0755; devices and FIFOs are passed over.
+list are root's, 0755; devices are passed over.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class ArchiveAdder:
                 source, max_entries=source.max_entries, max_name=source.max_name
             ):
                 path = paths.clean(entry.name, clamp=True)
-                if not path or entry.type in (tar.CHAR, tar.BLOCK_DEVICE, tar.FIFO):
+                if not path or entry.type in (tar.CHAR, tar.BLOCK_DEVICE):
                     source.skip(entry.size + -entry.size % tar.BLOCK)
                     continue  # the destination keeps its own mode
                 full = self._place(plan, known, path)
@@ -165,6 +165,8 @@ class ArchiveAdder:
             emitter.symlink(full, entry.link, uid, gid, entry.mtime_ns)
         elif entry.type == tar.LINK:
             emitter.entry(full, tar.LINK, entry.mode, uid, gid, entry.mtime_ns, link=target)
+        elif entry.type == tar.FIFO:
+            emitter.entry(full, tar.FIFO, entry.mode, uid, gid, entry.mtime_ns)
         else:
             self._data(emitter, source, entry, full, uid, gid, xattrs)
 

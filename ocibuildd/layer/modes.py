@@ -82,16 +82,21 @@ def parse_owner(text: str, root: Root) -> tuple[int, int] | None:
 
     Names are looked up in the root's own /etc/passwd and /etc/group.  A number alone is the group's number too; a name
     alone brings its primary group.  A name that isn't there is root, as BuildKit has it for file operations (a RUN of
-    such a user fails).  Raises InvalidArgument for a number that is none."""
+    such a user fails); so is a group of no name (``app:$GROUP``); ``root`` is 0 in any image.
+    Raises InvalidArgument for a number that is none."""
     if not text:
         return None
     user, colon, group = text.partition(":")
-    if user.isdigit():
+    if user == "root":
+        uid = gid = 0
+    elif user.isdigit():
         uid = gid = _number(user, text)
     else:
         uid, gid = _account(root, b"etc/passwd", user) or (0, 0)
-    if colon and group:
-        if group.isdigit():
+    if colon:
+        if group in ("", "root"):
+            gid = 0
+        elif group.isdigit():
             gid = _number(group, text)
         else:
             gid = (_account(root, b"etc/group", group) or (gid, 0))[0]

@@ -310,7 +310,7 @@ def test_directories_made_on_the_way_take_an_octal_chmod(place, chmod, made):
     assert (entry[b"new/"].mode, entry[b"new/sub/"].mode) == (made, made)
 
 
-CHOWN = [("1", 1, 1), ("1:2", 1, 2), ("lp", 7, 9), ("lp:adm", 7, 4), ("3:adm", 3, 4), ("lp:", 7, 9)]
+CHOWN = [("1", 1, 1), ("1:2", 1, 2), ("lp", 7, 9), ("lp:adm", 7, 4), ("3:adm", 3, 4), ("lp:", 7, 0), ("1:", 1, 0), (":2", 0, 2)]
 
 
 @pytest.mark.parametrize(("chown", "uid", "gid"), CHOWN)
@@ -322,7 +322,7 @@ def test_chown_names_are_the_images_own(place, chown, uid, gid, link):
     assert (entry.uid, entry.gid) == (uid, gid)
 
 
-@pytest.mark.parametrize(("chown", "uid", "gid"), [("nobody", 0, 0), ("1:nogroup", 1, 1)])
+@pytest.mark.parametrize(("chown", "uid", "gid"), [("nobody", 0, 0), ("1:nogroup", 1, 1), ("1:root", 1, 0)])
 def test_a_name_that_the_image_lacks_is_roots(place, chown, uid, gid):
     entry = place.tree("a").pack("/", "a", chown=chown)[1][b"a"]
     assert (entry.uid, entry.gid) == (uid, gid)
@@ -492,9 +492,12 @@ def test_an_archives_hard_link_may_name_a_file_of_the_destination(place):
     assert entries[b"x/h"].type == tar.LINK and entries[b"x/h"].link == b"x/old"
 
 
-def test_an_archives_fifos_and_devices_are_passed_over(place):
-    place.file("f.tar", archive(("p", b"", {"type": b"6"}), ("c", b"", {"type": b"3"}), ("f", b"x", {})))
-    assert place.names("/x", "f.tar", is_add=True, unpack=None) == ["x/", "x/f"]
+def test_an_archives_fifos_are_kept_and_its_devices_passed_over(place):
+    members = (("p", b"", {"type": b"6", "mode": 0o620, "uid": 3}), ("c", b"", {"type": b"3"}), ("f", b"x", {}))
+    place.file("f.tar", archive(*members))
+    _, entries = place.pack("/x", "f.tar", is_add=True, unpack=None)[:2]
+    assert sorted(entries) == [b"x/", b"x/f", b"x/p"]
+    assert (entries[b"x/p"].type, entries[b"x/p"].mode, entries[b"x/p"].uid) == (tar.FIFO, 0o620, 3)
 
 
 def test_a_socket_of_a_context_becomes_an_empty_file(place):
