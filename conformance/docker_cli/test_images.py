@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gzip
+import http.server
 import json
 import re
 import subprocess
 import tarfile
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -115,6 +117,27 @@ def test_import_gives_an_image(docker: Any, busybox_tar: Path) -> None:
         "echo",
         "x",
     ]
+
+
+def test_import_takes_a_url(docker: Any, busybox_tar: Path) -> None:
+    def handler(*args: Any) -> Any:
+        return http.server.SimpleHTTPRequestHandler(*args, directory=str(busybox_tar.parent))
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        try:
+            done = docker.ok("import", f"{url}/{busybox_tar.name}", "cap/imported:url")
+            gone = docker("import", f"{url}/nosuch.tar")
+        finally:
+            server.shutdown()
+            thread.join()
+    first, last = done.out.splitlines()[0], done.out.splitlines()[-1]
+    assert first == f"Downloading from {url}/{busybox_tar.name}"
+    assert docker.ok("inspect", "-f", "{{.Id}}", "cap/imported:url").out.strip() == last
+    assert gone.code == 1
+    assert f"failed to GET {url}/nosuch.tar with status 404" in gone.err
 
 
 def test_system_df_and_the_prunes_answer(docker: Any, image: str) -> None:

@@ -104,9 +104,16 @@ class _Git:
             # A server of plain files can only give everything.
             return await self.run(*(arg for arg in args if arg != DEPTH), check=check)
         if code and check:
-            words = err[-2000:].decode("utf-8", "replace").strip().splitlines()
-            raise BuildError(f"git {args[0]}: {words[-1] if words else f'exit code {code}'}")
+            raise BuildError(f"git {args[0]}: {_cause(err) or f'exit code {code}'}")
         return code, out[:MAX_OUTPUT].decode("utf-8", "surrogateescape").strip()
+
+
+def _cause(err: bytes) -> str:
+    """The line of git's standard error that says why: ssh's own, else the last that is fatal (advice may follow)."""
+    lines = [line.strip() for line in err[-2000:].decode("utf-8", "replace").splitlines() if line.strip()]
+    ssh = [line for line in lines if line.startswith(("ssh: ", "Host key ")) or "Permission denied (" in line]
+    fatal = [line for line in lines if line.startswith("fatal: ")]
+    return (ssh or fatal or lines or [""])[-1]
 
 
 async def checkout(

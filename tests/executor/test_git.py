@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from ocibuildd.errors import BuildError, Corrupt, InvalidArgument, NotFound
-from ocibuildd.executor.git import checkout
+from ocibuildd.executor.git import _cause, checkout
 from ocibuildd.model.graph import GitSource
 
 pytestmark = pytest.mark.skipif(
@@ -144,3 +144,18 @@ async def test_no_other_transport_is_used(repository: Repository, tmp_path: Path
     with pytest.raises(BuildError):
         await get(GitSource(remote.format(repository.path)), tmp_path)
     assert not (repository.path / "hacked").exists()
+
+
+@pytest.mark.parametrize(
+    ("said", "cause"),
+    [
+        ("ssh: Could not resolve hostname x: no\r\nfatal: Could not read from remote repository.\n\nadvice\n",
+         "ssh: Could not resolve hostname x: no"),
+        ("git@h: Permission denied (publickey).\nfatal: Could not read\n\nadvice\n", "git@h: Permission denied (publickey)."),
+        ("remote: Counting\nfatal: unable to access 'u'\nadvice\n", "fatal: unable to access 'u'"),
+        ("something\nelse\n", "else"),
+        ("", ""),
+    ],
+)  # fmt: skip
+def test_of_what_git_says_the_cause_is_told_not_the_advice(said: str, cause: str) -> None:
+    assert _cause(said.encode()) == cause
