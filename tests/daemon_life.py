@@ -39,8 +39,8 @@ START = 30.0
 LARGE = 400_000
 """Bytes of a file that stays as large in a layer: such blobs go through the trash."""
 GONE = 3.0
-REST = 6.0
-"""Seconds after which maintenance has had its turn (``store.maintenance.SYNC_DELAY``, and work)."""
+REST = PATIENCE
+"""Seconds after which maintenance has had its turn (``store.maintenance.SYNC_DELAY``, and work); whoever is to die meanwhile doesn't take them."""
 
 
 class Died(Exception):

@@ -90,14 +90,14 @@ _WORDS = st.sampled_from(
 @settings(max_examples=150, deadline=None)
 @given(st.lists(_WORDS, max_size=12).map(b"\n".join))
 def test_any_arrangement_of_lines_builds_or_is_refused(data: bytes) -> None:
-    build(data)
+    assert build(data)
 
 
 @settings(max_examples=150, deadline=None)
 @given(st.binary(max_size=200))
 def test_any_bytes_build_or_are_refused(data: bytes) -> None:
-    build(b"FROM a\n" + data)
-    build(data)
+    assert build(b"FROM a\n" + data)
+    assert build(data)
 
 
 @settings(max_examples=200, deadline=None)

@@ -57,7 +57,7 @@ def test_add_unpacks_archives_by_content_and_copies_all_else(daemon: Any, contex
     checks = [f"test -f /{name}/in/side" for name in archives]
     checks += ["test -f /not.tar.gz/not.tar.gz", "test -f /text.gz/text.gz"]
     checks += ["test -f /kept/plain", "test -f /copied"]
-    daemon.ok("build", context(Dockerfile=text + "RUN " + " && ".join(checks) + "\n", **files))
+    assert daemon.ok("build", context(Dockerfile=text + "RUN " + " && ".join(checks) + "\n", **files)).code == 0
 
 
 # --- HTTP -----------------------------------------------------------------------------------------
@@ -119,7 +119,7 @@ def test_add_downloads_names_dates_and_verifies(daemon: Any, context: Context, s
     site.files = {"/dir/tool.bin": b"tool", "/a.tar": tar_of(inside="x"), "/odd%20name": b"odd"}
     site.redirects = {"/moved": "/dir/tool.bin"}
     digest = hashlib.sha256(b"tool").hexdigest()
-    daemon.ok("build", context(Dockerfile=f"""\
+    assert daemon.ok("build", context(Dockerfile=f"""\
 FROM busybox
 ADD {site.url("/dir/tool.bin?v=1")} /d/
 ADD --checksum=sha256:{digest} --chmod=755 --chown=app {site.url("/dir/tool.bin")} /named
@@ -130,7 +130,7 @@ ADD {site.url("/odd%20name")} /odd/
 RUN test "$(cat /d/tool.bin)" = tool && test "$(stat -c %a:%u:%g:%Y /d/tool.bin)" = 600:0:0:1000000000 && \\
     test "$(stat -c %a:%u /named)" = 755:1000 && test -f /tar && test -f /unpacked/inside && \\
     test "$(cat /moved)" = tool && test -f "/odd/odd name"
-"""))  # fmt: skip
+""")).code == 0  # fmt: skip
 
 
 def test_a_download_is_asked_for_again_and_only_fetched_when_it_changed(
@@ -198,7 +198,7 @@ def test_a_context_by_http_is_an_archive_or_a_dockerfile(
     daemon.ok("build", site.url("/Dockerfile"))
     path = context(f="local")
     site.files["/beside"] = b"FROM busybox\nCOPY f /f\n"
-    daemon.ok("build", "-f", site.url("/beside"), path)
+    assert daemon.ok("build", "-f", site.url("/beside"), path).code == 0
 
 
 # --- git ------------------------------------------------------------------------------------------
@@ -318,7 +318,7 @@ def test_add_clones_what_a_git_source_names(
     daemon: Any, context: Context, repository: Repository
 ) -> None:
     url = repository.smart
-    daemon.ok("build", context(Dockerfile=f"""\
+    assert daemon.ok("build", context(Dockerfile=f"""\
 FROM busybox
 ADD --keep-git-dir=false {url}#main /main
 ADD {url}#v1:dir /sub
@@ -332,7 +332,7 @@ RUN test "$(cat /main/dir/f)" = two && test "$(cat /main/mod/s)" = submodule && 
     test -d /kept/.git && test -f /checked/x && test ! -e /without/mod/s && \\
     test "$(stat -c %Y /without/x)" = 1000000000 && \\
     test "$(stat -c %a:%u /main/x)" = 755:0 && test "$(stat -c %a /main/f.log)" = 644
-"""))  # fmt: skip
+""")).code == 0  # fmt: skip
 
 
 def test_a_repository_served_as_plain_files_is_cloned_too(
@@ -341,7 +341,7 @@ def test_a_repository_served_as_plain_files_is_cloned_too(
     path = context(
         Dockerfile=f'FROM busybox\nADD {repository.dumb}#old /r\nRUN test "$(cat /r/dir/f)" = one\n'
     )
-    daemon.ok("build", path)
+    assert daemon.ok("build", path).code == 0
 
 
 def test_a_git_context_is_a_commit_and_a_directory_with_no_ignore_file_applied(
@@ -350,7 +350,7 @@ def test_a_git_context_is_a_commit_and_a_directory_with_no_ignore_file_applied(
     daemon.ok("build", repository.smart)
     daemon.ok("build", f"{repository.smart}#main:dir")
     daemon.ok("build", f"{repository.smart}?ref=v1&subdir=dir")
-    daemon.ok("build", "-f", "dir/Dockerfile", "--check", f"{repository.smart}#old")
+    assert daemon.ok("build", "-f", "dir/Dockerfile", "--check", f"{repository.smart}#old").code == 0
 
 
 def test_a_git_clone_is_cached_while_the_branch_stays(
@@ -423,7 +423,7 @@ RUN test "$(cat /1 /2 /3 /4)" = theretwohttpthere && test -f /replaced && test !
         "web": site.url("/c.tar"), "replaced": "docker-image://lang/replacement",
     }  # fmt: skip
     options = [f"--build-context={name}={where}" for name, where in named.items()]
-    daemon.ok("build", *options, path)
+    assert daemon.ok("build", *options, path).code == 0
 
 
 def test_a_named_context_may_be_what_a_stage_is_built_from(
@@ -494,7 +494,7 @@ def test_a_dockerfile_may_be_outside_on_stdin_or_called_dockerfile(
     daemon.ok("build", "-f", "-", path / "c", stdin=b"FROM busybox\nCOPY f /f\n")
     daemon.ok("build", "-f", "elsewhere/My.Dockerfile", "c", cwd=path)
     (path / "c" / "dockerfile").write_text("FROM busybox\nCOPY f /lower\n")
-    daemon.ok("build", path / "c")
+    assert daemon.ok("build", path / "c").code == 0
 
 
 def test_the_ignore_file_of_the_dockerfile_comes_before_the_contexts(
@@ -507,7 +507,7 @@ def test_the_ignore_file_of_the_dockerfile_comes_before_the_contexts(
         "one": "1", "two": "2",
     })  # fmt: skip
     daemon.ok("build", "-f", path / "a.Dockerfile", path)
-    daemon.ok("build", path)
+    assert daemon.ok("build", path).code == 0
 
 
 def test_a_dockerfile_that_is_ignored_is_still_read(daemon: Any, context: Context) -> None:
@@ -515,7 +515,7 @@ def test_a_dockerfile_that_is_ignored_is_still_read(daemon: Any, context: Contex
         "Dockerfile": "FROM busybox\nCOPY . /all\nRUN test \"$(ls -A /all)\" = f\n",
         ".dockerignore": "Dockerfile\n.dockerignore\n", "f": "x",
     })  # fmt: skip
-    daemon.ok("build", path)
+    assert daemon.ok("build", path).code == 0
 
 
 def test_an_ignore_file_knows_exceptions_depth_and_the_last_match(
@@ -538,7 +538,7 @@ def test_an_archive_on_stdin_has_its_own_dockerfile_and_ignore_file(daemon: Any)
         "f": "x", "hidden": "x", ".dockerignore": "hidden\n",
     })  # fmt: skip
     for packed in (data, gzip.compress(data), zstd(data)):
-        daemon.ok("build", "-f", "deep/D", "-", stdin=packed)
+        assert daemon.ok("build", "-f", "deep/D", "-", stdin=packed).code == 0
 
 
 def test_the_time_of_a_remote_context_can_be_the_epoch(daemon: Any, repository: Repository) -> None:

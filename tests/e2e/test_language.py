@@ -206,7 +206,7 @@ FILES = {"dir/a.txt": "a", "dir/b.md": "b", "dir/sub/deep.txt": "d"}
 def test_a_build_shows_that(daemon: Any, context: Context, dockerfile: str) -> None:
     path = context(Dockerfile=dockerfile, **FILES)
     (path / "dir" / "link").symlink_to("a.txt")
-    daemon.ok("build", "--progress=plain", path, timeout=30)
+    assert daemon.ok("build", "--progress=plain", path, timeout=30).code == 0
 
 
 def test_onbuild_runs_in_the_child_and_not_in_the_grandchild(daemon: Any, context: Context) -> None:
@@ -233,7 +233,7 @@ def test_an_onbuild_trigger_may_name_a_stage_of_the_child(daemon: Any, context: 
     (path / "Dockerfile").write_text(
         "FROM busybox AS tools\nRUN touch /t\nFROM lang/onbuild-stage\nRUN test -f /t\n"
     )
-    daemon.ok("build", path)
+    assert daemon.ok("build", path).code == 0
 
 
 def test_an_image_is_named_by_its_digest(daemon: Any, context: Context, registry: str) -> None:

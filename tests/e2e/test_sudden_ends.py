@@ -166,6 +166,7 @@ def test_a_cancelled_build_leaves_nothing(victim: Daemon, step: Step) -> None:
 def test_a_client_that_goes_away_takes_its_build_with_it(step: Step, how: signal.Signals) -> None:
     step.client.send_signal(how)
     step.gone()
+    assert step.client.wait(PATIENCE) != 0
 
 
 @pytest.mark.usefixtures("next_build")

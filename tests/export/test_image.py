@@ -254,6 +254,8 @@ def test_what_we_write_is_valid_by_ocis_schemas():
     files = {m.name: m.data for m in docker_archive([one])}
     validate("image-index-schema.json", files["index.json"])
     validate("image-layout-schema.json", files["oci-layout"])
+    with pytest.raises(Exception, match="schemaVersion"):
+        validate("image-manifest-schema.json", one.manifest.replace(b"schemaVersion", b"schema"))
 
 
 def test_every_digest_and_size_in_a_layout_is_true():
@@ -319,6 +321,8 @@ def test_a_bad_annotation_is_refused(option):
 @settings(max_examples=100, deadline=None)
 def test_no_annotation_is_too_strange(option):
     try:
-        parse_annotations([option], {option: "x"})
-    except InvalidArgument:
-        pass
+        found = parse_annotations([option], {option: "x"})
+    except InvalidArgument as error:
+        assert error.message
+    else:
+        assert found is not None

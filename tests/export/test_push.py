@@ -118,6 +118,7 @@ async def test_a_failed_upload_that_nobody_waits_for_is_quiet(parts):
     pusher.layer(descriptor("bad"))
     await asyncio.sleep(0.01)
     await pusher.close()
+    assert registry.ended == registry.begun == [descriptor("bad").digest]
 
 
 async def test_by_digest_leaves_the_tag_alone(parts):

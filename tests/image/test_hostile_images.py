@@ -68,7 +68,7 @@ def small(tar: Callable[..., bytes]) -> bytes:
 
 
 @pytest.fixture
-def refused(rig: Any, shelf: Shelf) -> Callable[..., Any]:
+def expect_refusal(rig: Any, shelf: Shelf) -> Callable[..., Any]:
     """Pull it: that fails with this error, and nothing of it is left."""
 
     async def pull(error: type[BuildError], match: str) -> None:
@@ -88,56 +88,56 @@ async def test_blobs_may_be_named_by_sha512(rig, shelf, small):
     assert "etc/motd" in await rig.tree_names(shelf.name)
 
 
-async def test_a_blob_that_its_sha512_does_not_fit_is_refused(shelf, small, refused):
+async def test_a_blob_that_its_sha512_does_not_fit_is_refused(shelf, small, expect_refusal):
     layer = shelf.blob(gzip.compress(small, mtime=0), MEDIA_LAYER_GZIP, "sha512")
     shelf.registry.blobs[layer["digest"]] = gzip.compress(small, mtime=1)
     shelf.image([layer], shelf.blob(shelf.config(small), MEDIA_CONFIG))
-    await refused(Corrupt, "digest")
+    await expect_refusal(Corrupt, "digest")
 
 
 @pytest.mark.parametrize("algorithm", ["md5", "sha1", "blake3", "sha256+b64"])
-async def test_a_digest_of_another_kind_is_refused(shelf, small, refused, algorithm):
+async def test_a_digest_of_another_kind_is_refused(shelf, small, expect_refusal, algorithm):
     shelf.simple(small, digest=f"{algorithm}:" + "0" * 64)
-    await refused(RegistryError, "expected sha256")
+    await expect_refusal(RegistryError, "expected sha256")
 
 
-async def test_a_layer_that_unpacks_to_ever_more_is_refused(rig, shelf, tar, refused):
+async def test_a_layer_that_unpacks_to_ever_more_is_refused(rig, shelf, tar, expect_refusal):
     rig.puller.unpacker._limits = {"bytes": 4 << 20}
     shelf.simple(tar({"zeros": bytes(20 << 20)}))
-    await refused(TooLarge, "more than")
+    await expect_refusal(TooLarge, "more than")
 
 
-async def test_a_layer_of_endless_entries_is_refused(rig, shelf, tar, refused):
+async def test_a_layer_of_endless_entries_is_refused(rig, shelf, tar, expect_refusal):
     rig.puller.unpacker._limits = {"entries": 50}
     shelf.simple(tar({f"f{number}": b"" for number in range(200)}))
-    await refused(TooLarge, "entries")
+    await expect_refusal(TooLarge, "entries")
 
 
-async def test_a_layer_that_wants_a_huge_window_is_refused(shelf, small, refused):
+async def test_a_layer_that_wants_a_huge_window_is_refused(shelf, small, expect_refusal):
     head = b"\x28\xb5\x2f\xfd" + bytes([0x00, 0xA8])  # a frame with a window of 2 GiB
     layer = shelf.blob(head + bytes(200), MEDIA_LAYER_ZSTD)
     shelf.image([layer], shelf.blob(shelf.config(small), MEDIA_CONFIG))
-    await refused(BuildError, "window|zstd")
+    await expect_refusal(BuildError, "window|zstd")
 
 
-async def test_a_config_that_is_too_large_is_not_even_asked_for(shelf, small, refused):
+async def test_a_config_that_is_too_large_is_not_even_asked_for(shelf, small, expect_refusal):
     config = shelf.blob(shelf.config(small), MEDIA_CONFIG) | {"size": 9 << 20}
     shelf.image([shelf.blob(small, MEDIA_LAYER)], config)
-    await refused(BuildError, "the limit is")
+    await expect_refusal(BuildError, "the limit is")
     assert not shelf.registry.methods(config["digest"])
 
 
 @pytest.mark.parametrize("difference", [-1, 1, 1000])
-async def test_a_config_of_another_size_is_refused(shelf, small, refused, difference):
+async def test_a_config_of_another_size_is_refused(shelf, small, expect_refusal, difference):
     config = shelf.blob(shelf.config(small), MEDIA_CONFIG)
     shelf.image([shelf.blob(small, MEDIA_LAYER)], config | {"size": config["size"] + difference})
-    await refused(Corrupt, "expected")
+    await expect_refusal(Corrupt, "expected")
 
 
 @pytest.mark.parametrize("difference", [-1, 1, 1000])
-async def test_a_layer_of_another_size_is_refused(shelf, small, refused, difference):
+async def test_a_layer_of_another_size_is_refused(shelf, small, expect_refusal, difference):
     shelf.simple(small, size=len(gzip.compress(small, mtime=0)) + difference)
-    await refused(Corrupt, "expected")
+    await expect_refusal(Corrupt, "expected")
 
 
 @pytest.mark.parametrize(
@@ -151,45 +151,45 @@ async def test_a_layer_of_another_size_is_refused(shelf, small, refused, differe
         b"\xff\xfe",
     ],
 )
-async def test_a_config_that_is_none_is_refused(shelf, small, refused, config):
+async def test_a_config_that_is_none_is_refused(shelf, small, expect_refusal, config):
     shelf.image([shelf.blob(small, MEDIA_LAYER)], shelf.blob(config, MEDIA_CONFIG))
-    await refused(RegistryError, "config of image")
+    await expect_refusal(RegistryError, "config of image")
 
 
-async def test_an_index_of_indexes_is_refused(shelf, refused):
+async def test_an_index_of_indexes_is_refused(shelf, expect_refusal):
     inner = shelf.put({"manifests": []}, MEDIA_INDEX, "inner")
     platform = {"architecture": "amd64", "os": "linux"}
     shelf.put({"manifests": [inner | {"platform": platform}]}, MEDIA_INDEX)
-    await refused(RegistryError, "an index inside an index")
+    await expect_refusal(RegistryError, "an index inside an index")
 
 
-async def test_an_index_entry_of_another_size_is_refused(shelf, small, refused):
+async def test_an_index_entry_of_another_size_is_refused(shelf, small, expect_refusal):
     entry = shelf.simple(small) | {"platform": {"architecture": "amd64", "os": "linux"}}
     shelf.put({"manifests": [entry | {"size": entry["size"] + 1}]}, MEDIA_INDEX)
-    await refused(Corrupt, "expected")
+    await expect_refusal(Corrupt, "expected")
 
 
-async def test_an_index_whose_entry_is_for_another_platform_than_it_says(shelf, small, refused):
+async def test_an_index_whose_entry_is_for_another_platform_than_it_says(shelf, small, expect_refusal):
     config = shelf.blob(shelf.config(small, architecture="s390x"), MEDIA_CONFIG)
     layer = shelf.blob(gzip.compress(small, mtime=0), MEDIA_LAYER_GZIP)
     shelf.image([layer], config)
-    await refused(NotFound, "is for linux/s390x")
+    await expect_refusal(NotFound, "is for linux/s390x")
 
 
-async def test_an_index_without_a_fitting_platform_names_what_it_has(shelf, small, refused):
+async def test_an_index_without_a_fitting_platform_names_what_it_has(shelf, small, expect_refusal):
     entry = shelf.simple(small)
     platforms = [{"architecture": arch, "os": "linux"} for arch in ("arm64", "riscv64")]
     shelf.put({"manifests": [entry | {"platform": each} for each in platforms]}, MEDIA_INDEX)
-    await refused(NotFound, "linux/arm64, linux/riscv64")
+    await expect_refusal(NotFound, "linux/arm64, linux/riscv64")
 
 
-async def test_an_index_of_thousands_is_refused(shelf, small, refused):
+async def test_an_index_of_thousands_is_refused(shelf, small, expect_refusal):
     entry = shelf.simple(small) | {"platform": {"architecture": "amd64", "os": "linux"}}
     shelf.put({"manifests": [entry] * 5000}, MEDIA_INDEX)
-    await refused(TooLarge, "limit")
+    await expect_refusal(TooLarge, "limit")
 
 
-async def test_a_foreign_layer_is_not_fetched_from_where_it_says(shelf, small, refused):
+async def test_a_foreign_layer_is_not_fetched_from_where_it_says(shelf, small, expect_refusal):
     async with serving() as start:
         elsewhere = await start(FaultyRegistry())
         layer = shelf.blob(gzip.compress(small, mtime=0), MEDIA_LAYER_GZIP)
@@ -199,7 +199,7 @@ async def test_a_foreign_layer_is_not_fetched_from_where_it_says(shelf, small, r
             "mediaType": MEDIA_LAYER + ".nondistributable",
         }
         shelf.image([layer], shelf.blob(shelf.config(small), MEDIA_CONFIG))
-        await refused(NotFound, "blob")
+        await expect_refusal(NotFound, "blob")
         assert not elsewhere.seen
 
 
@@ -230,9 +230,9 @@ async def test_a_layer_cannot_write_outside(rig, shelf, tar, tmp_path, name):
     )
 
 
-async def test_an_artifact_that_is_no_image_is_told(shelf, small, refused):
+async def test_an_artifact_that_is_no_image_is_told(shelf, small, expect_refusal):
     config = shelf.blob(b"{}", "application/vnd.cncf.helm.config.v1+json")
     shelf.image(
         [shelf.blob(b"chart", "application/vnd.cncf.helm.chart.content.v1.tar+gzip")], config
     )
-    await refused(RegistryError, "it is application/vnd.cncf.helm.config")
+    await expect_refusal(RegistryError, "it is application/vnd.cncf.helm.config")

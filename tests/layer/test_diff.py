@@ -311,7 +311,7 @@ def diff_bytes(path: bytes) -> bytes:
         return os.pread(file.fileno(), packed["tar_size"], 0)
 
 
-def there_and_back(members) -> None:
+def there_and_back(members) -> bool:
     data = b""
     for kind, name, body, mode, mtime_ns in members:
         link = body if kind == tar.SYMLINK else b""
@@ -322,12 +322,13 @@ def there_and_back(members) -> None:
         try:
             apply_bytes(data + tar.END, top + b"/one")
         except InvalidArgument:
-            return  # a file below a file
+            return True  # a file below a file
         layer = diff_bytes(top + b"/one")
         if layer:
             apply_bytes(layer, top + b"/two")
             assert snapshot(top + b"/one") == snapshot(top + b"/two")
-            assert diff_bytes(top + b"/two") == layer
+            return diff_bytes(top + b"/two") == layer
+        return os.listdir(top + b"/one") == []
     finally:
         remove.remove([top])
 
@@ -337,17 +338,17 @@ def there_and_back(members) -> None:
 def test_a_tree_survives_diff_and_apply(members):
     if os.geteuid():
         members = [(kind, name, body, mode | 0o700, time) for kind, name, body, mode, time in members]
-        apply_squashed(members)
+        assert apply_squashed(members)
     else:
-        there_and_back(members)
+        assert there_and_back(members)
 
 
-def apply_squashed(members) -> None:
+def apply_squashed(members) -> bool:
     """The same for an ordinary user, who can't give files away."""
     real = apply.apply_layer
     try:
         apply.apply_layer = lambda fd, tree: real(fd, tree, squash=True)  # type: ignore[assignment]
-        there_and_back(members)
+        return there_and_back(members)
     finally:
         apply.apply_layer = real
 
