@@ -206,7 +206,7 @@ FILES = {"dir/a.txt": "a", "dir/b.md": "b", "dir/sub/deep.txt": "d"}
 def test_a_build_shows_that(daemon: Any, context: Context, dockerfile: str) -> None:
     path = context(Dockerfile=dockerfile, **FILES)
     (path / "dir" / "link").symlink_to("a.txt")
-    assert daemon.ok("build", "--progress=plain", path, timeout=30).code == 0
+    assert daemon.ok("build", "--progress=plain", path).code == 0
 
 
 def test_onbuild_runs_in_the_child_and_not_in_the_grandchild(daemon: Any, context: Context) -> None:
