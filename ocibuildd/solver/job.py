@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +12,8 @@ from ocibuildd.model.graph import Vertex
 from ocibuildd.ports import Executor, LayerId, RecordSource, Result, Work
 
 from . import cache, reasons
+
+log = logging.getLogger(__name__)
 
 BACKLOG = 512
 """Events of a run under way that a build which joins it later still gets to see."""
@@ -70,6 +73,16 @@ class Job:
     failed: int | None = None
     uses: int = 0
 
+    def tell(self, vertex: int, kind: str, **fields: Any) -> None:
+        """``event``; where telling fails the build does, with that, and no other one."""
+        try:
+            self.event(vertex, kind, **fields)
+        except Exception as error:
+            log.exception("%s: event %s", self.vertices[vertex].name, kind)
+            self.error = self.error or error
+            if self.done is not None and not self.done.done():
+                self.done.set_exception(self.error)
+
 
 @dataclass(eq=False, slots=True)
 class Run:
@@ -93,4 +106,4 @@ class Run:
         if len(self.backlog) < BACKLOG:
             self.backlog.append((kind, fields))
         for job, vertex in self.listeners:
-            job.event(vertex, kind, **fields)
+            job.tell(vertex, kind, **fields)

@@ -64,6 +64,8 @@ class Solver:
             await job.done
             settled = {index: await settle(result) for index, result in job.results.items()}
             await _gone(job.tasks)  # each vertex has been told of
+            if job.error is not None:  # or could not be
+                raise job.error
             self._records.flush()
             return settled
         finally:
@@ -125,7 +127,7 @@ class Solver:
     def _event_started(self, job: Job, vertex: int, *, known: bool = False) -> None:
         trace = job.traces[vertex]
         trace.started = time.time()
-        job.event(vertex, "started", trace=trace, known=known)
+        job.tell(vertex, "started", trace=trace, known=known)
 
     def _resolve(self, run: Run, build: str, vertex: int) -> None:
         job = self._jobs.get(build)
@@ -145,7 +147,7 @@ class Solver:
         job.results[vertex] = result
         job.traces[vertex] = trace
         if result.settled is None:
-            job.event(vertex, "done", trace=trace, result=result)
+            job.tell(vertex, "done", trace=trace, result=result)
         else:
             spawn(job.tasks, asyncio.ensure_future(_announce(job, vertex, result, trace)))
 
@@ -259,7 +261,7 @@ class Solver:
         if run.task is not None:
             self._event_started(job, index)
             for kind, fields in run.backlog:
-                job.event(index, kind, **fields)
+                job.tell(index, kind, **fields)
         return self._schedule.wants(job.id, index, key)
 
     async def _selected(
@@ -480,7 +482,7 @@ async def _announce(job: Job, vertex: int, result: Result, trace: Trace) -> None
     except BuildError:
         return
     job.results[vertex] = final
-    job.event(vertex, "done", trace=trace, result=final)
+    job.tell(vertex, "done", trace=trace, result=final)
 
 
 async def _gone(tasks: Iterable[asyncio.Future[Any]]) -> None:

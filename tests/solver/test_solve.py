@@ -227,6 +227,26 @@ async def test_a_failure_is_every_waiting_builds_and_is_not_cached(lab: Lab) -> 
     assert lab.ran() == ["a"]
 
 
+@pytest.mark.parametrize("kind", ["started", "log", "done"])
+async def test_a_build_whose_events_cannot_be_told_fails_and_no_other(lab: Lab, kind: str) -> None:
+    gate = lab.world.gate("a")
+    mute, other = lab.job(chain("a")), lab.job(chain("a"))
+    tell = mute.event
+
+    def event(vertex: int, what: str, **fields: Any) -> None:
+        if (vertex, what) == (1, kind):
+            raise UnicodeError("no such text")
+        tell(vertex, what, **fields)
+
+    mute.event = event
+    both = asyncio.gather(*map(lab.solver.solve, (mute, other)), return_exceptions=True)
+    await asyncio.wait_for(lab.world.started("a").wait(), PATIENCE)
+    gate.set()
+    failed, built = await asyncio.wait_for(both, PATIENCE)
+    assert isinstance(failed, UnicodeError) and built[1].chain == (1,)
+    assert sorted(lab.released) == ["b1", "b2"]
+
+
 async def test_a_layer_that_cant_be_written_fails_the_build_in_the_end(lab: Lab) -> None:
     lab.world.errors["commit a"] = NoSpace("full")
     with pytest.raises(NoSpace):
