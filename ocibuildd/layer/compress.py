@@ -37,20 +37,9 @@ ZSTD_PIECE = 4096
 """Bytes of zstd that are fed at a time."""
 
 _ISAL_LEVELS = {-1: 1, 1: 1, 2: 2, 3: 3}
-_HASH_MASK = (1 << 13) - 1
-"""Of a bucket of the hash table of ISA-L's level 1; level 2's table is larger."""
-
-
-def _castagnoli() -> list[int]:
-    table = []
-    for value in range(256):
-        for _ in range(8):
-            value = value >> 1 ^ (0x82F63B78 if value & 1 else 0)
-        table.append(value)
-    return table
-
-
-_CRC32C = _castagnoli()
+FEW = 8
+"""Bytes of a segment that are compressed by themselves: enough for a first entry in ISA-L's hash table, and so few
+that all of them fall to its code for the end of the input."""
 
 
 class Codec(Protocol):
@@ -60,43 +49,23 @@ class Codec(Protocol):
 
 
 class _Isal:
+    """On x86-64 the main loop of ISA-L's levels 1 and 2 (2.31 and later) begins a stream by putting position 2 into
+    a bucket that it works out from a register which then holds the *address* of the stream.  What comes out
+    is right, but a match here or there is lost or found by where in memory the compressor is: in one of
+    some thousand segments.  The code for the end of the input has no such flaw, so it is made to begin the stream.
+    """
+
     def __init__(self, level: int):
         self.level = level
 
     def segment(self, data: bytes) -> bytes:
         deflate = isal_zlib.compressobj(self.level, isal_zlib.DEFLATED, -15)
-        passed = []  # kept alive: the next one must be elsewhere
-        while _is_misplaced(deflate, data):
-            passed.append(deflate)
-            deflate = isal_zlib.compressobj(self.level, isal_zlib.DEFLATED, -15)
-        head: bytes = deflate.compress(data)
-        tail: bytes = deflate.flush(isal_zlib.Z_SYNC_FLUSH)
-        return head + tail
-
-
-def bucket(word: int) -> int:
-    """The bucket of 32 bits in ISA-L's hash table: CRC-32C, of which the lowest 13 bits count."""
-    for _ in range(4):
-        word = word >> 8 ^ _CRC32C[word & 0xFF]
-    return word & _HASH_MASK
-
-
-def stream_bucket(deflate: object) -> int:
-    """The bucket that the address of a compressor's stream stands for (its bits 16 to 47)."""
-    # The stream begins a few words into the object.
-    return bucket((id(deflate) + 64) >> 16 & 0xFFFFFFFF)
-
-
-def _is_misplaced(deflate: object, data: bytes) -> bool:
-    """Would the bytes depend on where the compressor is in memory?
-
-    At the start of a stream, levels 1 and 2 of ISA-L on x86-64 (2.31 and later) put position 2 of the
-    input into a bucket that they work out from a register that holds the address of the stream.  What comes out is
-    right; but if the bucket is that of one of the first positions, a match with these is lost or found.  So
-    such a stream is not used: in 3 of 8,192 cases.
-    """
-    used = stream_bucket(deflate)
-    return any(bucket(int.from_bytes(data[at : at + 4], "little")) == used for at in range(3))
+        parts = []
+        view = memoryview(data)
+        for part in (view[:FEW], view[FEW:]):
+            parts.append(deflate.compress(part))
+            parts.append(deflate.flush(isal_zlib.Z_SYNC_FLUSH))
+        return b"".join(parts)
 
 
 class _Zlib:

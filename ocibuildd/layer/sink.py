@@ -109,7 +109,7 @@ class Reuse:
 
 
 def _settings(output: Output) -> bytes:
-    return f"segments 2 {output['compression']} {output['level']}\n".encode()
+    return f"segments 3 {output['compression']} {output['level']}\n".encode()
 
 
 class LayerSink:
