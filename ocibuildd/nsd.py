@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from . import errors, syscalls
 from .sandbox import probe, roots, spec, userns, wire
 from .sandbox.site import Site
-from .sandbox.zygote import Job, Zygote
+from .sandbox.zygote import READY_SECONDS, Job, Zygote
 
 if TYPE_CHECKING:
     from .layer.select import Source
@@ -344,7 +344,10 @@ def serve(arguments: Arguments) -> None:
         wire.send(control, {"error": error.to_dict()})
         return
     wire.send(control, {"ready": site.describe()})
-    zygote = Zygote(site, control, JOBS, keep_ready=arguments.get("keep_ready", True))
+    zygote = Zygote(
+        site, control, JOBS, keep_ready=arguments.get("keep_ready", True),
+        ready_seconds=arguments.get("ready_seconds", READY_SECONDS),
+    )
     zygote.when_idle.append(_preload)
     site.filter(insecure=False)  # compiled once, not in each child
     gc.disable()  # a collection in a child would copy every page that it shares with us

@@ -43,7 +43,7 @@ OnEvent = Callable[[dict[str, Any], list[int]], None]
 async def start(state_dir: Path, *, config: Mapping[str, Any] | None = None) -> NsdClient:
     """Start nsd for a state directory (made if missing) and wait until it is ready.
 
-    config: {"keep_ready": bool (one prepared sandbox a network mode), "network": bool (the build
+    config: {"keep_ready": bool (one prepared sandbox a network mode, for "ready_seconds"), "network": bool (the build
     network)}, both true unless said otherwise; {"ids": shifted | identity | single, "network_mode": pasta |
     slirp4netns | none} force a rung of the ladder.
     Raises Unsupported with the fix as hint when the host lacks what is needed, Unavailable."""

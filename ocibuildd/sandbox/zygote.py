@@ -27,6 +27,9 @@ from .step import Sandbox, Step, birth
 REFILL_DELAY = 0.003
 """Seconds without a request before the next sandbox is prepared."""
 
+READY_SECONDS = 10.0
+"""A prepared sandbox that no step has taken for so long is let go: it is as large as we are."""
+
 SETTLED = 0.1
 """A step that has run for so many seconds isn't a short one."""
 
@@ -61,17 +64,20 @@ class Zygote:
     """The loop.  Everything is keyed by descriptor in one poll object."""
 
     def __init__(
-        self, site: Site, control: socket.socket, jobs: Mapping[str, Job], *, keep_ready: bool = True
+        self, site: Site, control: socket.socket, jobs: Mapping[str, Job], *, keep_ready: bool = True,
+        ready_seconds: float = READY_SECONDS,
     ):
         self.site = site
         self.jobs = jobs
         self.control = control
         self.keep_ready = keep_ready
+        self.ready_seconds = ready_seconds
         self.children: dict[int, Child] = {}
         self.by_sock: dict[int, Child | Step] = {}
         self.steps: dict[int, Step] = {}
         self.guests: dict[int, Step] = {}
         self.ready: dict[str, Sandbox] = {}
+        self.ready_until: dict[str, float] = {}
         self.measure_at: dict[int, float] = {}
         self.wanted: set[str] = set()
         self.when_idle: list[Callable[[], None]] = []
@@ -147,6 +153,7 @@ class Zygote:
             return int((SETTLED / 4 if self.steps else REFILL_DELAY) * 1000)
         times = [step.deadline for step in self.steps.values() if step.deadline]
         times += self.measure_at.values()
+        times += self.ready_until.values()
         if self.site.network is not None and (self._network_fd < 0 or self.parked):
             times.append(time.monotonic() + 0.2)
         return max(0, int((min(times) - time.monotonic()) * 1000) + 1) if times else None
@@ -160,6 +167,10 @@ class Zygote:
             if now >= moment:
                 del self.measure_at[fd]
                 self._measure(fd)
+        for kind, moment in list(self.ready_until.items()):
+            if now >= moment:
+                del self.ready_until[kind]
+                self._let_go(self.ready.pop(kind))
 
     def _request(self) -> bool:
         try:
@@ -236,26 +247,33 @@ class Zygote:
 
     def _sandbox(self, kind: str) -> Sandbox:
         ready = self.ready.pop(str(kind), None)
+        self.ready_until.pop(str(kind), None)
         if ready is not None:
             network = self.site.network
             if network is not None:
                 network.handle()
-            if network is not None and not network.current(ready.lease):
-                ready.kill()
-            elif not os.waitid(os.P_PID, ready.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            if (network is None or network.current(ready.lease)) and not os.waitid(
+                os.P_PID, ready.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT
+            ):
                 return ready
-            os.waitpid(ready.pid, 0)
-            ready.release()
+            self._let_go(ready)
         if kind not in {"default", "none", "host"}:
             text = str(kind)[:100]
             raise errors.InvalidArgument(f"run: network {text!r} is none of default, none, host")
         return birth(self.site, self.site.lease(kind))  # type: ignore[arg-type]
+
+    @staticmethod
+    def _let_go(ready: Sandbox) -> None:
+        ready.kill()
+        os.waitpid(ready.pid, 0)
+        ready.release()
 
     def _prepare(self, kind: str) -> None:
         if kind in self.ready:
             return
         try:
             self.ready[kind] = self._sandbox(kind)
+            self.ready_until[kind] = time.monotonic() + self.ready_seconds
         except (errors.BuildError, OSError):
             return  # the next step of this kind tries again, and tells why
 
