@@ -65,6 +65,10 @@ def admit(request: web.Request, owner: int) -> None:
         raise Denied(f"peer uid {uid}: the socket belongs to uid {owner}")
 
 
+CLIENT_LEFT = 499
+"""What stands in for an answer that nobody waits for."""
+
+
 @web.middleware
 async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Admission, counting for the idle end, and every error as JSON."""
@@ -79,7 +83,11 @@ async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
         if error.status < 400:
             raise
         return problem(BuildError(error.text or error.reason), error.status, _code(error.status))
-    except (ConnectionError, asyncio.CancelledError):
+    except ConnectionError:
+        if request.transport is not None and not request.transport.is_closing():
+            raise
+        return web.Response(status=CLIENT_LEFT)
+    except asyncio.CancelledError:
         raise
     except OSError as error:
         log.exception("%s %s", request.method, request.path)

@@ -127,7 +127,14 @@ class Scan:
 
 
 def _statuses(packed: bytes) -> list[os.stat_result]:
-    return [cast("os.stat_result", _new(Status, fields)) for fields in _FIELDS.iter_unpack(packed)]
+    same: dict[int, int] = {}
+    one = same.setdefault  # what most files have in common is one object for all of them
+    return [
+        cast("os.stat_result", _new(Status, (
+            one(dev, dev), ino, size, one(mtime, mtime), ctime, one(mode, mode), *rest,
+        )))
+        for dev, ino, size, mtime, ctime, mode, *rest in _FIELDS.iter_unpack(packed)
+    ]  # fmt: skip
 
 
 def _found(

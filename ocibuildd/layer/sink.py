@@ -32,7 +32,7 @@ SEGMENT_MIN: Final = 256 << 10
 """A segment ends at an entry once it has so many bytes and the entry's name says so (see ``_ends_at``)."""
 SEGMENT_MAX: Final = 1 << 20
 """A segment has no more bytes than this and one small entry; big files are cut at multiples of it."""
-IN_FLIGHT: Final = 2
+IN_FLIGHT: Final = 1
 """Segments between the caller and the file beside two a compressing thread: twice as many mebibytes, at most."""
 WRITEBACK: Final = 4 << 20
 """Bytes after which the kernel is told to begin to write: whoever syncs the file has little to wait for."""
