@@ -73,17 +73,17 @@ class Scan:
             ],
         ))  # fmt: skip
 
-    def _pack(self, found: list[os.stat_result]) -> bytes:
+    def _pack(self, found: list[os.stat_result]) -> bytearray:
         known, rest = self.digest, _AFTER_KEY.pack
-        parts = []
+        packed = bytearray()
         for status in found:
             fingerprint = key(status)
-            parts.append(fingerprint)
-            parts.append(rest(
+            packed += fingerprint
+            packed += rest(
                 status.st_mode, status.st_nlink, status.st_uid, status.st_gid,
                 status.st_blocks, status.st_rdev, known(fingerprint) or UNKNOWN,
-            ))  # fmt: skip
-        return b"".join(parts)
+            )  # fmt: skip
+        return packed
 
     @classmethod
     def load(cls, data: bytes) -> Scan:
