@@ -464,9 +464,7 @@ class Build:
     async def _squash(self, made: list[_Made]) -> None:
         site = self._site
         for each in made:
-            squasher = Squasher(
-                site.store, site.nsd, site.puller.unpacker, self._output(each.plan), self._lease
-            )
+            squasher = Squasher(site.store, site.nsd, site.puller.unpacker, self._output(each.plan), self._lease)
             own = len(each.plan.stages[each.plan.target].history)
             each.final = await squasher.squash(each.final, each.base, own)
 

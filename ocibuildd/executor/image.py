@@ -120,9 +120,7 @@ class ImagePuller:
         except RegistryError as error:
             if local is None or pull in (True, "always"):
                 raise
-            return replace(
-                local, warnings=(f"{error.message}: the local image {reference.familiar} is used",)
-            )
+            return replace(local, warnings=(f"{error.message}: the local image {reference.familiar} is used",))
 
     def _local(
         self, name: str | Reference, platform: Platform

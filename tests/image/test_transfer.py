@@ -208,7 +208,8 @@ async def test_what_we_pushed_is_read_by_skopeo_and_unpacked_by_umoci(
 async def test_our_archives_are_read_by_skopeo(rig, rootfs, flow, whole, tmp_path, form):
     await rig.images.import_rootfs(flow(rootfs), "base:1")
     (tmp_path / "a.tar").write_bytes(await whole(rig.images.save(["base:1"], form=form)))
-    tool("skopeo", "inspect", f"{form}-archive:{tmp_path}/a.tar", cwd=tmp_path)
+    seen = json.loads(tool("skopeo", "inspect", f"{form}-archive:{tmp_path}/a.tar", cwd=tmp_path))
+    assert (seen["Os"], len(seen["Layers"])) == ("linux", 1)
 
 
 async def test_an_index_of_skopeo_is_pulled_for_this_platform_and_pushed_on(
