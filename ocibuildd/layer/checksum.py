@@ -25,6 +25,8 @@ MAX_TARGET: Final = 200
 _LINK: Final = b"%o" % stat.S_IFLNK
 """Files whose own digests are reported, for explaining a cache miss."""
 READ: Final = 1 << 20
+BATCH: Final = 1000
+"""Files whose records are held at a time."""
 _OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
@@ -84,8 +86,6 @@ class _Summer:
                 self._match(match)
                 if self.scan is not None:
                     self.scan.matches.append(match)
-                self._stamp.update(b"".join(self._keys))
-                self._keys = []
         except OSError as error:
             raise unreadable(error) from error
         finally:
@@ -116,25 +116,29 @@ class _Summer:
         files = match.files
         is_directory = stat.S_ISDIR(match.status.st_mode)
         if self.parents:
-            self._records([self._record(found, found.rel) for found in match.lead], "")
+            self._take(match.lead, b"", "")
             prefix = match.lead[-1].rel + b"/" if match.lead else b""
         elif is_directory and files and not files[0].rel:
             files = files[1:]  # its content is copied, itself isn't
         shown = os.fsdecode(match.path)
         if is_directory and not self.parents:
-            self._records([self._record(found, found.rel) for found in files], shown)
-            return
-        prefix += match.base
-        self._records(
-            [
-                self._record(
-                    found,
-                    prefix + b"/" + found.rel if prefix and found.rel else prefix or found.rel,
-                )
-                for found in files
-            ],
-            shown.rpartition("/")[0],
-        )
+            self._take(files, b"", shown)
+        else:
+            self._take(files, prefix + match.base, shown.rpartition("/")[0])
+
+    def _take(self, files: list[Found], prefix: bytes, shown: str) -> None:
+        """Digest files, some at a time: the records of all would take as much memory as the walk."""
+        lead = prefix + b"/" if prefix else b""
+        for at in range(0, len(files), BATCH):
+            self._records(
+                [
+                    self._record(found, lead + found.rel if found.rel else prefix)
+                    for found in files[at : at + BATCH]
+                ],
+                shown,
+            )
+            self._stamp.update(b"".join(self._keys))
+            self._keys.clear()
 
     def _records(self, records: list[tuple[bytes, bytes]], shown: str) -> None:
         """Take records (path, what the digest has of it) into the digest."""

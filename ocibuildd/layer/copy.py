@@ -13,7 +13,7 @@ from ..ports import CopySpec, Output, Packed
 from . import tar
 from .addtar import ArchiveAdder, is_archive
 from .emit import Emitter
-from .fingerprints import UNKNOWN, key
+from .fingerprints import key
 from .missing import refuse
 from .modes import parents_mode, parse_mode, parse_owner
 from .owners import Owners, read_xattrs
@@ -21,6 +21,7 @@ from .paths import Root, clean, split
 from .plan import Node, Plan
 from .select import Found, Match, Selector, Source, stamp, unreadable
 from .sink import LayerSink, Reuse
+from .status import AnyStatus
 
 MAX_OPEN: Final = 16
 """Directories of sources that are kept open."""
@@ -176,7 +177,7 @@ class _Copier:
             node = Node(tar.REGULAR, mode, uid, gid, self._time(found.status), group=self._group)
             self.plan.put_file(path, node)
 
-    def _time(self, status: os.stat_result) -> int:
+    def _time(self, status: AnyStatus) -> int:
         """With SOURCE_DATE_EPOCH all that is copied has that time (BuildKit: CopyInfo.CreatedTime)."""
         return status.st_mtime_ns if self.epoch_ns is None else self.epoch_ns
 
@@ -301,7 +302,7 @@ def _write(copier: _Copier, emitter: Emitter) -> None:
                     node.gid,
                     node.mtime_ns,
                     found.status,
-                    getattr(found.status, "digest", UNKNOWN),  # a scan's has it
+                    found.status.digest,
                     tree=selector.source.owned,
                 )
         known = {path for path, node in entries if node.kind == tar.DIRECTORY}

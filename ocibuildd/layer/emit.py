@@ -12,6 +12,7 @@ from . import tar
 from .fingerprints import UNKNOWN
 from .owners import Owners, has_xattrs, read_xattrs
 from .sink import SEGMENT_MAX, LayerSink, identity
+from .status import AnyStatus
 
 MAX_PATH: Final = 4096
 _OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -73,7 +74,7 @@ class Emitter:
     def hard_link(
         self,
         path: bytes,
-        status: os.stat_result,
+        status: AnyStatus,
         uid: int,
         gid: int,
         mode: int,
@@ -98,7 +99,7 @@ class Emitter:
         uid: int,
         gid: int,
         mtime_ns: int,
-        status: os.stat_result,
+        status: AnyStatus,
         digest: bytes = UNKNOWN,
         *,
         tree: bool,
@@ -143,7 +144,7 @@ class Emitter:
         self,
         path: bytes,
         fd: int,
-        status: os.stat_result,
+        status: AnyStatus,
         mode: int,
         uid: int,
         gid: int,

@@ -13,7 +13,10 @@ import os
 import struct
 import time
 import zlib
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from .status import AnyStatus
 
 MAGIC: Final = b"ocibuildd fingerprints 2\n"
 RECORD: Final = 72
@@ -31,7 +34,7 @@ _PACK = struct.Struct("<QQQqq").pack
 _GIGA = 1_000_000_000
 
 
-def key(status: os.stat_result) -> bytes:
+def key(status: AnyStatus) -> bytes:
     """A file's fingerprint.  Times after 2262 are all one: archives and file systems know later ones."""
     try:
         return _PACK(
@@ -121,7 +124,7 @@ class Fingerprints:
             self.changed = True
 
 
-def settled(status: os.stat_result, read_at_ns: int) -> bool:
+def settled(status: AnyStatus, read_at_ns: int) -> bool:
     """Whether whatever is written from ``read_at_ns`` on gives this file other times."""
     mtime, ctime = status.st_mtime_ns, status.st_ctime_ns
     coarse = not (mtime % _GIGA or ctime % _GIGA)

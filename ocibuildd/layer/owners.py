@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from ..errors import InvalidArgument
+from .status import AnyStatus
 
 CAPABILITY: Final = "security.capability"
 _REVISION_2, _REVISION_3, _REVISION_MASK = 0x02000000, 0x03000000, 0xFF000000
@@ -49,7 +50,7 @@ class Owners:
             except OSError as error:
                 raise self._unmapped(error, uid, gid, name) from error
 
-    def of(self, status: os.stat_result) -> tuple[int, int]:
+    def of(self, status: AnyStatus) -> tuple[int, int]:
         """The container's (uid, gid) of a file on disk; what lies below the shift is root's."""
         if self.squash:
             return 0, 0

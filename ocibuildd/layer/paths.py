@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 from .. import syscalls
 from ..errors import InvalidArgument
+from .status import AnyStatus
 
 MAX_LINKS = 255
 """Symlinks on one path, as in securejoin implementations (the kernel stops at 40)."""
@@ -157,6 +158,6 @@ class Root:
             os.close(fd)
 
 
-def is_whiteout(status: os.stat_result) -> bool:
+def is_whiteout(status: AnyStatus) -> bool:
     """Overlayfs' mark of a removed name: a character device 0:0."""
     return stat.S_ISCHR(status.st_mode) and status.st_rdev == 0

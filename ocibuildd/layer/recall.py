@@ -23,6 +23,7 @@ from ..ports import Checksum, CopySpec
 from .fingerprints import key, settled
 from .scan import Scan
 from .select import Match, Selector, Source
+from .status import AnyStatus, Status
 
 MAGIC: Final = b"ocibuildd memory 1\n"
 """To be counted up with every change to what ``layer.checksum`` or ``layer.scan`` makes."""
@@ -126,7 +127,7 @@ def _load(fd: int) -> bytes | None:
     return data if len(data) == head[1] and zlib.crc32(data) == head[0] else None
 
 
-def _statuses(match: Match) -> list[os.stat_result]:
+def _statuses(match: Match) -> list[Status]:
     return [match.status, *(found.status for found in match.lead)]
 
 
@@ -138,7 +139,7 @@ def _shape(matches: Iterable[Match]) -> bytes:
     ]).encode()  # fmt: skip
 
 
-def _digest(names: Sequence[str], statuses: Iterable[os.stat_result]) -> bytes:
+def _digest(names: Sequence[str], statuses: Iterable[AnyStatus]) -> bytes:
     """Of a directory's names, sorted, and what they are."""
     text = "\0".join(names).encode("utf-8", "surrogateescape")
     statuses, pack = list(statuses), _RECORD

@@ -15,6 +15,7 @@ from ..ports import CopySpec
 from .missing import refuse
 from .paths import Root, split
 from .select import Found, Match, Selector, Source, stamp, unreadable
+from .status import Status
 
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -53,7 +54,7 @@ class _Replica:
 
     def write(self, match: Match) -> None:
         path = b"/".join(part for part in match.path.split(b"/") if part)
-        directories: list[tuple[bytes, os.stat_result]] = []
+        directories: list[tuple[bytes, Status]] = []
         self._parents(split(path)[0])
         try:
             for found in match.files:
@@ -112,11 +113,11 @@ class _Replica:
         finally:
             os.close(reader)
 
-    def _attributes(self, target: bytes, status: os.stat_result) -> None:
+    def _attributes(self, target: bytes, status: Status) -> None:
         os.chown(target, self._owner, self._owner, dir_fd=self._tree, follow_symlinks=False)
         if not stat.S_ISLNK(status.st_mode):
             os.chmod(target, stat.S_IMODE(status.st_mode), dir_fd=self._tree)
-        times = (status.st_atime_ns, status.st_mtime_ns)
+        times = (status.st_mtime_ns, status.st_mtime_ns)
         os.utime(target, ns=times, dir_fd=self._tree, follow_symlinks=False)
 
 

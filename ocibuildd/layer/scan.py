@@ -11,34 +11,16 @@ import os
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple, cast
+from typing import Any, Final
 
 from ..errors import InvalidArgument
 from .fingerprints import UNKNOWN, key
 from .select import Found, Match
-
-
-class Status(NamedTuple):
-    """What of ``os.stat_result`` goes along, by the same names; ``digest``: ``sink.data_digest`` of the file's bytes,
-    where they are known and it has no xattrs, else ``fingerprints.UNKNOWN``."""
-
-    st_dev: int
-    st_ino: int
-    st_size: int
-    st_mtime_ns: int
-    st_ctime_ns: int
-    st_mode: int
-    st_nlink: int
-    st_uid: int
-    st_gid: int
-    st_blocks: int
-    st_rdev: int
-    digest: bytes
+from .status import Status, restore
 
 
 _FIELDS: Final = struct.Struct("<QQQqqIQIIqQ32s")
 _AFTER_KEY: Final = struct.Struct("<IQIIqQ32s")
-"""``fingerprints.key`` is the first five fields."""
 _new: Callable[..., Any] = tuple.__new__
 """Half the time of calling the class."""
 
@@ -73,16 +55,13 @@ class Scan:
             ],
         ))  # fmt: skip
 
-    def _pack(self, found: list[os.stat_result]) -> bytearray:
+    def _pack(self, found: list[Status]) -> bytearray:
         known, rest = self.digest, _AFTER_KEY.pack
         packed = bytearray()
         for status in found:
             fingerprint = key(status)
             packed += fingerprint
-            packed += rest(
-                status.st_mode, status.st_nlink, status.st_uid, status.st_gid,
-                status.st_blocks, status.st_rdev, known(fingerprint) or UNKNOWN,
-            )  # fmt: skip
+            packed += rest(*status[5:11], known(fingerprint) or UNKNOWN)
         return packed
 
     @classmethod
@@ -126,15 +105,9 @@ class Scan:
         return dump
 
 
-def _statuses(packed: bytes) -> list[os.stat_result]:
+def _statuses(packed: bytes) -> list[Status]:
     same: dict[int, int] = {}
-    one = same.setdefault  # what most files have in common is one object for all of them
-    return [
-        cast("os.stat_result", _new(Status, (
-            one(dev, dev), ino, size, one(mtime, mtime), ctime, one(mode, mode), *rest,
-        )))
-        for dev, ino, size, mtime, ctime, mode, *rest in _FIELDS.iter_unpack(packed)
-    ]  # fmt: skip
+    return [restore(fields, same) for fields in _FIELDS.iter_unpack(packed)]
 
 
 def _found(

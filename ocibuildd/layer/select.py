@@ -21,6 +21,7 @@ from ..ports import CopySpec
 from .fingerprints import key
 from .owners import has_xattrs
 from .paths import Root, is_whiteout, split
+from .status import Status, narrow
 
 if TYPE_CHECKING:
     from .scan import Scan
@@ -60,7 +61,7 @@ class Found(NamedTuple):
     rel: bytes
     place: bytes
     name: bytes
-    status: os.stat_result
+    status: Status
 
 
 _found = tuple.__new__
@@ -76,7 +77,7 @@ class Match:
 
     base: bytes
     path: bytes
-    status: os.stat_result
+    status: Status
     lead: list[Found]
     files: list[Found]
 
@@ -101,6 +102,7 @@ class Selector:
         self.hidden: dict[int, set[bytes]] = {}
         """Names in the directory of this number in ``listed`` that don't count, whatever they are."""
         self._count = 0
+        self._same: dict[int, int] = {}
 
     def run(self) -> Iterator[Match]:
         """The matches of all paths, in the order of the paths, those of a wildcard sorted.
@@ -162,7 +164,7 @@ class Selector:
     def _match(self, prefix: bytes, path: bytes, *, wildcard: bool = False) -> Match | None:
         full = prefix + b"/" + path if prefix and path else prefix or path
         real = self.root.resolve(full)
-        status = self.root.stat(real)
+        status = self._stat(real)
         if status is None:
             return None
         if (
@@ -192,6 +194,10 @@ class Selector:
         self._count += len(match.files)
         return match
 
+    def _stat(self, path: bytes) -> Status | None:
+        status = self.root.stat(path)
+        return None if status is None else narrow(status, self._same)
+
     def _excludes(self, path: bytes) -> bool:
         return self.exclude is not None and path != b"" and self.exclude.matches(os.fsdecode(path))
 
@@ -202,7 +208,7 @@ class Selector:
         for depth in range(len(parts)):
             rel = b"/".join(parts[: depth + 1])
             real = self.root.resolve(prefix + b"/" + rel if prefix else rel)
-            status = self.root.stat(real)
+            status = self._stat(real)
             if status is not None:
                 place, name = split(real)
                 if self._has_xattrs(real):
@@ -299,7 +305,7 @@ class Selector:
 
     # --- walking
 
-    def _all(self, top: bytes, status: os.stat_result) -> list[Found]:
+    def _all(self, top: bytes, status: Status) -> list[Found]:
         """``_walk`` where no pattern hides anything.  Directories are opened below the open one that they are in."""
         place, name = split(top)
         out = [Found(b"", place, name, status)]
@@ -365,7 +371,7 @@ class Selector:
             ]
         return out
 
-    def _walk(self, top: bytes, status: os.stat_result, lead: bytes = b"") -> Iterator[Found]:
+    def _walk(self, top: bytes, status: Status, lead: bytes = b"") -> Iterator[Found]:
         """A directory and what is visible below it: each directory before its files, names sorted.
 
         A directory that is hidden shows where something below it does.  lead: with --parents, its path from the pivot,
@@ -437,23 +443,18 @@ class Selector:
         fd = self._open(directory) if given < 0 else given
         if fd < 0:
             return []  # removed since it was listed
-        prefix = rel + b"/" if rel else b""
+        prefix, same = rel + b"/" if rel else b"", self._same
         try:
             if has_xattrs(fd):
                 self.marked.add(directory)
             with os.scandir(fd) as scan:
                 return [
-                    _found(
-                        Found,
-                        (
-                            prefix + (name := item.name.encode("utf-8", "surrogateescape")),
-                            directory,
-                            name,
-                            item.stat(follow_symlinks=False),
-                        ),
-                    )
+                    _found(Found, (
+                        prefix + (name := item.name.encode("utf-8", "surrogateescape")), directory, name,
+                        narrow(item.stat(follow_symlinks=False), same),
+                    ))
                     for item in scan
-                ]
+                ]  # fmt: skip
         finally:
             if given < 0:
                 os.close(fd)
