@@ -132,7 +132,8 @@ def of_system(error: OSError) -> BuildError:
     if error.errno in (errno.EMFILE, errno.ENFILE):
         return Unavailable(f"the daemon has no file descriptors left ({what})",
                            hint="raise LimitNOFILE of its unit (ulimit -n), or run fewer builds at once")
-    return BuildError(f"the host refused something: {what}", hint="the daemon's log tells more")
+    where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, (str, bytes)) else ""
+    return BuildError(f"the host refused something: {where}{what}", hint="the daemon's log tells more")
 
 
 def located(vertex: Vertex, context: OpenContext) -> dict[str, object]:

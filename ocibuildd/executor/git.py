@@ -110,6 +110,8 @@ class _Git:
 
 def _cause(err: bytes) -> str:
     """The line of git's standard error that says why: ssh's own, else the last that is fatal (advice may follow)."""
+    # "fatal: unable to connect to HOST:" goes on in the next line.
+    err = re.sub(rb":[ \t]*\r?\n(?=\S+\[\d+: )", b": ", err)
     lines = [line.strip() for line in err[-2000:].decode("utf-8", "replace").splitlines() if line.strip()]
     ssh = [line for line in lines if line.startswith(("ssh: ", "Host key ")) or "Permission denied (" in line]
     fatal = [line for line in lines if line.startswith("fatal: ")]

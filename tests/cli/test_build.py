@@ -85,6 +85,13 @@ def test_options_become_fields_of_the_request(
     ("argv", "words"),
     [
         (["--output", "type=zip"], "expected one of image"),
+        (["--output", ""], "invalid --output '': expected a directory"),
+        (["--output", "dest=/x"], "type= is missing"),
+        (["--cache-to", "type=local"], "dest= is missing"),
+        (["--cache-from", "type=local,dest=/x"], "src= is missing"),
+        (["--cache-to", "type=registry,mode=max"], "ref= is missing"),
+        (["--build-context", "base"], "invalid --build-context 'base': expected NAME=WHERE"),
+        (["--allow", "network.hots"], "expected network.host or security.insecure\nhint: did you mean network.host?"),
         (["--network", "bridge"], "expected default, none or host"),
         (["--secret", "src=x,foo=1"], "unexpected key 'foo'"),
         (["--build-arg", "=x"], "expected KEY[=VALUE]"),
@@ -100,6 +107,11 @@ def test_options_that_make_no_sense_are_refused(
     assert done.code == 125
     assert words in done.err
     assert not fake.requests
+
+
+def test_a_key_that_cant_be_read_is_named_once(fake: FakeDaemon, cli: Cli, tmp_path: Path) -> None:
+    done = cli("build", "--ssh", "k=/no/such/key", tmp_path)
+    assert done.err == "ERROR: --ssh k=/no/such/key: can't read /no/such/key: No such file or directory\n"
 
 
 def test_secrets_are_read_here_and_sent(

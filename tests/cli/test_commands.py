@@ -177,6 +177,19 @@ def test_system_prune_as_scripts_call_it(fake: FakeDaemon, cli: Cli) -> None:
     assert fake.last("/v1/prune").json["all"] is True
 
 
+def test_a_prune_counts_what_went(fake: FakeDaemon, cli: Cli) -> None:
+    images = [{"kind": "image", "id": name, "bytes": 1} for name in ("a", "b")]
+    mount = {"kind": "mount", "id": "c", "bytes": 1}
+    fake.answers["POST /v1/prune"] = Answer({"deleted": [*images, mount], "space": 3})
+    assert cli("prune", "-f").out == "Deleted: 2 images, 1 mount\nTotal reclaimed space: 3B\n"
+
+
+def test_run_knows_the_networks_there_are(fake: FakeDaemon, cli: Cli) -> None:
+    done = cli("run", "--network", "hots", "busybox")
+    assert (done.code, fake.requests) == (125, [])
+    assert "network mode 'hots': expected default, none or host" in done.err
+
+
 def test_a_prune_says_what_is_still_being_deleted(fake: FakeDaemon, cli: Cli) -> None:
     fake.answers["POST /v1/prune"] = Answer({"deleted": [], "space": 12_000, "pending": 2_000})
     assert "reclaimed space: 12kB\n2kB of it are still being deleted\n" in cli("system", "prune", "-af").out

@@ -153,6 +153,8 @@ async def test_no_other_transport_is_used(repository: Repository, tmp_path: Path
          "ssh: Could not resolve hostname x: no"),
         ("git@h: Permission denied (publickey).\nfatal: Could not read\n\nadvice\n", "git@h: Permission denied (publickey)."),
         ("remote: Counting\nfatal: unable to access 'u'\nadvice\n", "fatal: unable to access 'u'"),
+        ("fatal: unable to connect to h:\nh[0: ::1]: errno=Connection refused\n\n",
+         "fatal: unable to connect to h: h[0: ::1]: errno=Connection refused"),
         ("something\nelse\n", "else"),
         ("", ""),
     ],

@@ -106,12 +106,12 @@ def _request(args: Args, client: Client) -> dict[str, Any]:
     _context(args, client, request)
     call = _method(args)
     fields = {
-        "tags": args.tag, "target": args.target, "network": args.network,
+        "tags": args.tag, "target": args.target, "network": options.network(args.network),
         "build_args": options.build_args(args.build_arg), "labels": options.pairs("--label", args.label),
         "annotations": args.annotation, "platforms": options.words(args.platform),
         "no_cache": args.no_cache, "no_cache_filter": options.each(args.no_cache_filter),
         "pull": args.pull, "push": args.push, "add_hosts": args.add_host, "dns": args.dns,
-        "allow": options.each(args.allow), "secrets": [options.secret(s) for s in args.secret],
+        "allow": options.entitlements(args.allow), "secrets": [options.secret(s) for s in args.secret],
         "ssh": [options.ssh(s) for s in args.ssh],
         "build_contexts": options.contexts(args.build_context),
         "outputs": [options.output(s) for s in args.output],
@@ -126,8 +126,6 @@ def _request(args: Args, client: Client) -> dict[str, Any]:
     if args.load and fields["outputs"]:
         fields["outputs"].append({"type": "image", "dest": "", "attrs": {}})
     request.update({key: value for key, value in fields.items() if value})
-    if args.network and args.network not in ("default", "none", "host"):
-        raise UsageError(f"network mode {args.network!r}: expected default, none or host")
     if args.network == "host":
         # What the person at the command line asks for, they grant.
         request["allow"] = sorted({*request.get("allow", []), "network.host"})

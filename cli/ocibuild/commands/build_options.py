@@ -33,6 +33,31 @@ def build_args(given: Sequence[str]) -> dict[str, str | None]:
     return found
 
 
+NETWORKS = ("default", "none", "host")
+ENTITLEMENTS = ("network.host", "security.insecure")
+
+
+def network(text: str) -> str:
+    """``--network``."""
+    if text and text not in NETWORKS:
+        raise UsageError(f"network mode {text!r}: expected default, none or host")
+    return text
+
+
+def entitlements(given: Sequence[str]) -> list[str]:
+    """``--allow``."""
+    found = each(given)
+    for word in found:
+        if word not in ENTITLEMENTS:
+            from ..args import suggestion
+
+            raise UsageError(
+                f"invalid --allow {word!r}: expected {' or '.join(ENTITLEMENTS)}",
+                suggestion(word, ENTITLEMENTS),
+            )
+    return found
+
+
 def pairs(option: str, given: Sequence[str]) -> dict[str, str]:
     found = {}
     for item in given:
@@ -177,8 +202,10 @@ def ssh(text: str) -> dict[str, Any]:
                 return {**spec, "agent": path}
             with open(path, encoding="utf-8") as file:
                 keys.append(file.read(MAX_SECRET))
-        except (OSError, UnicodeDecodeError) as error:
-            raise ClientError(f"--ssh {text}: {path}: {error}") from None
+        except OSError as error:
+            raise ClientError(f"--ssh {text}: can't read {path}: {error.strerror}") from None
+        except UnicodeDecodeError:
+            raise ClientError(f"--ssh {text}: {path}: neither a socket nor a key in PEM") from None
     return {**spec, "keys": keys}
 
 
@@ -187,11 +214,15 @@ OUTPUT_TYPES = ("image", "registry", "oci", "docker", "tar", "local", "cacheonly
 
 def output(text: str) -> dict[str, Any]:
     """``type=…,dest=…`` or a bare path (a directory; ``-`` = a tar on standard output)."""
+    if not text:  # a variable that is not set must not mean the working directory
+        raise UsageError("invalid --output '': expected a directory, - or type=…")
     if "=" not in text:
         kind = "tar" if text == "-" else "local"
         return {"type": kind, "dest": text if text == "-" else os.path.abspath(text)}
     found = fields("--output", text)
-    kind, dest = found.pop("type", ""), found.pop("dest", "")
+    if "type" not in found:
+        raise UsageError(f"invalid --output {text!r}: type= is missing, one of {', '.join(OUTPUT_TYPES)}")
+    kind, dest = found.pop("type"), found.pop("dest", "")
     if kind not in OUTPUT_TYPES:
         from ..args import suggestion
 
@@ -219,6 +250,9 @@ def cache(text: str, *, source: bool) -> dict[str, Any]:
     kind = found.pop("type", "registry")
     if kind not in ("registry", "local", "inline"):
         raise UsageError(f"invalid {option} {text!r}: type {kind!r}, expected registry, local or inline")
+    needed = {"registry": "ref", "local": "src" if source else "dest"}.get(kind)
+    if needed and not found.get(needed):
+        raise UsageError(f"invalid {option} {text!r}: {needed}= is missing")
     for key in ("src", "dest"):
         if key in found:
             found[key] = os.path.abspath(os.path.expanduser(found[key]))
@@ -228,6 +262,8 @@ def cache(text: str, *, source: bool) -> dict[str, Any]:
 def contexts(given: Sequence[str]) -> dict[str, str]:
     """``--build-context NAME=WHERE``; directories become absolute."""
     found = pairs("--build-context", given)
+    if empty := [name for name, where in found.items() if not where]:
+        raise UsageError(f"invalid --build-context {empty[0]!r}: expected NAME=WHERE")
     for name, where in found.items():
         if is_remote(where) or where.startswith(("docker-image://", "target:")):
             continue

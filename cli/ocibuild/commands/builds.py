@@ -184,7 +184,11 @@ def explain(argv: Sequence[str]) -> None:
         except ClientError:
             if step or not build:
                 raise
-            found = daemon.explain("", build)  # a step of the newest build
+            try:
+                found = daemon.explain("", build)  # a step of the newest build
+            except ClientError as error:
+                hint = "ocibuild ps -a lists builds, ocibuild images images, ocibuild explain the newest build's steps"
+                raise ClientError(f"{build}: no build, no image and no step: {error.message}", hint) from None
     if args.format == "json":
         import json
 

@@ -43,7 +43,7 @@ def run(argv: Sequence[str]) -> int:
       -h, --help              Print this
     """
     args = arguments(run, argv, 1, interspersed=False)
-    from .build_options import integer, size
+    from .build_options import integer, network, size
 
     env = []
     for item in args.env:
@@ -52,7 +52,7 @@ def run(argv: Sequence[str]) -> int:
             env.append([name, value if equals else os.environ[name]])
     spec = {
         "image": args.rest[0], "args": args.rest[1:], "env": env, "cwd": args.workdir,
-        "user": args.user, "network": "" if args.network == "bridge" else args.network,
+        "user": args.user, "network": "" if args.network == "bridge" else network(args.network),
         "add_hosts": args.add_host, "dns": args.dns, "hostname": args.hostname,
         "memory": size("--memory", args.memory), "cpuset_cpus": args.cpuset_cpus,
         "timeout": integer("--timeout", args.timeout),

@@ -53,7 +53,7 @@ def _prune(args: Args, what: str, warning: str) -> int:
         counts: dict[str, int] = {}
         for item in done["deleted"]:
             counts[item["kind"]] = counts.get(item["kind"], 0) + 1
-        print("Deleted: " + ", ".join(f"{n} {kind}" for kind, n in sorted(counts.items())))
+        print("Deleted: " + ", ".join(f"{n} {kind}{'s' * (n != 1)}" for kind, n in sorted(counts.items())))
     print(f"Total reclaimed space: {size(done['space'])}")
     if pending := int(str(done.get("pending", 0))):
         print(f"{size(pending)} of it are still being deleted")
