@@ -192,7 +192,7 @@ class FrontEnd:
         image = images.get(name.image) if name is not None else None
         if image is None or image.platform == str(platform):
             return ""  # --pull, or it came in the meantime
-        return f"the local image of that name is for {image.platform}, not {platform}: the registry was asked"
+        return f"the local image of that name is for {image.platform}, {platform} was wanted: the registry was asked"
 
     def check(self, options: LowerOptions) -> object:
         """--call=check: the findings, and the error that the build would end with."""
