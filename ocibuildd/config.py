@@ -11,6 +11,7 @@ of the disk are strings ("10%").
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
@@ -223,6 +224,49 @@ def _one_of(*words: str) -> Parse:
     return parse
 
 
+def _addresses(path: str, value: Any) -> tuple[str, ...]:
+    """Name servers: a resolv.conf has addresses only (resolv.conf(5))."""
+    found = _texts(path, value)
+    for index, text in enumerate(found):
+        try:
+            ipaddress.ip_address(text)
+        except ValueError:
+            raise _fail(f"{path}[{index}]", text, "an IP address") from None
+    return found
+
+
+def _host(text: str) -> str:
+    """The ``host[:port]`` that a ``[registry."…"]`` table is for: the first part of image names."""
+    if not text or "/" in text or any(sign.isspace() for sign in text):
+        raise _fail("the name of a registry table", text, "host[:port], without http:// or a path")
+    return text
+
+
+def _place(path: str, value: Any) -> str:
+    """``host[:port][/prefix]`` of a registry; http or https is what ``http`` says."""
+    text = _text(path, value)
+    if "://" in text or text.startswith("/") or any(sign.isspace() for sign in text):
+        raise _fail(path, value, "host[:port][/prefix], without http:// or https://")
+    return text
+
+
+def _places(path: str, value: Any) -> tuple[str, ...]:
+    return tuple(_place(f"{path}[{i}]", item) for i, item in enumerate(_texts(path, value)))
+
+
+def _filters(path: str, value: Any) -> tuple[str, ...]:
+    """Of a collection policy; one that can't be read would keep all collection from happening."""
+    found = _texts(path, value)
+    if found:
+        from .store.policy import Policy
+
+        try:
+            Policy("config", filters=found).matcher(0)
+        except InvalidArgument as error:
+            raise InvalidArgument(f"config: {path}: {error.message}", hint=error.hint) from None
+    return found
+
+
 _BY_TYPE: dict[str, Parse] = {
     "bool": _boolean, "int": _integer, "str": _text, "float": _seconds,
     "tuple[str, ...]": _texts, "int | str": _space,
@@ -239,6 +283,10 @@ _BY_NAME: dict[tuple[type, str], Parse] = {
     (LimitsConfig, "log_bytes"): _size,
     (LimitsConfig, "context_bytes"): _size,
     (GcConfig, "ballast"): _size,
+    (GcPolicy, "filters"): _filters,
+    (NetworkConfig, "dns"): _addresses,
+    (RegistryConfig, "mirrors"): _places,
+    (RegistryConfig, "location"): _place,
 }
 _SECTIONS: dict[str, type] = {
     "daemon": DaemonConfig, "sandbox": SandboxConfig, "limits": LimitsConfig,
@@ -285,6 +333,15 @@ def _section(path: str, kind: type, value: Any) -> Any:
     return kind(**parsed)
 
 
+def _check_level(build: BuildConfig) -> None:
+    from .export.options import LEVELS
+
+    highest = LEVELS[build.compression]
+    if build.compression_level > highest:
+        wanted = f"-1 to {highest} for {build.compression}"
+        raise _fail("build.compression_level", build.compression_level, wanted)
+
+
 def from_dict(data: Mapping[str, Any], path: Path | None = None) -> Config:
     """A decoded TOML document as a Config.  Raises InvalidArgument naming the key."""
     _check_keys("", data, [*_SECTIONS, "registry"])
@@ -292,13 +349,14 @@ def from_dict(data: Mapping[str, Any], path: Path | None = None) -> Config:
         name: _section(name, kind, data[name]) for name, kind in _SECTIONS.items() if name in data
     }
     registries = {
-        host: _section(f'registry."{host}"', RegistryConfig, table)
+        _host(host): _section(f'registry."{host}"', RegistryConfig, table)
         for host, table in _table("registry", data.get("registry", {})).items()
     }
     config = Config(**sections, registry=registries, path=path)
+    _check_level(config.build)
     for word in config.entitlements.allow:
         if word not in ENTITLEMENTS:
-            raise _fail("entitlements.allow", word, "of " + ", ".join(ENTITLEMENTS))
+            raise _fail("entitlements.allow", word, "one of " + ", ".join(ENTITLEMENTS))
     return config
 
 
