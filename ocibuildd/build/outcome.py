@@ -8,13 +8,13 @@ cached gives the very same image.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import msgspec
 
-from ..export.image import Composed, LayerBlob, Line, compose, from_config, layer_blob, rfc3339
+from ..export.image import Composed, Composer, LayerBlob, Line, from_config, layer_blob, rfc3339
 from ..model.digest import EMPTY_TAR
-from ..model.graph import Plan, StagePlan
+from ..model.graph import HistoryItem, Plan, StagePlan
 from ..model.oci import ImageConfig
 from ..ports import Layer, LayerId
 
@@ -34,13 +34,31 @@ class VertexOutcome:
 
 @dataclass(frozen=True, slots=True)
 class MadeImage:
-    """An image that the build made.  ``step``: index in the stage's steps, None = the stage's own."""
+    """An image that the build made.  ``step``: index in the stage's steps, None = the stage's own;
+    ``labels``: as its config has them."""
 
     composed: Composed
     chain: tuple[LayerId, ...]
     created_by: str
     stage: int
     step: int | None
+    labels: Mapping[str, str]
+
+
+@dataclass(slots=True)
+class _Part:
+    """A stage's image as far as it is put together.
+
+    count: lines of its own history.  dated: one of them has a time.  chain: the layers that the config names
+    (without empty ones), of that base and those steps: who shared a step with another build may stand on other
+    layers of the same content."""
+
+    composer: Composer
+    chain: list[LayerId]
+    vertices: set[int] = field(default_factory=set)
+    count: int = 0
+    text: str = ""
+    dated: bool = False
 
 
 class ImageMaker:
@@ -57,8 +75,7 @@ class ImageMaker:
         self._outcomes = outcomes
         self._layers = layers
         self._blobs: dict[LayerId, LayerBlob] = {}
-        self._known: dict[int, list[Line]] = {}
-        self._seen: dict[int, set[int | None]] = {}
+        self._parts: dict[int, _Part] = {}
         self._keep_empty = keep_empty
 
     def final(self, stage: StagePlan) -> MadeImage:
@@ -93,50 +110,52 @@ class ImageMaker:
     def _make(
         self, stage: StagePlan, template: ImageConfig, until: int, step: int | None
     ) -> MadeImage:
-        base_layers: tuple[LayerBlob, ...] = ()
-        if stage.base is not None and stage.base_vertex is not None:
-            chain = self._outcomes[stage.base_vertex].chain
-            base_layers = from_config(stage.base, b"", [self._blob(each) for each in chain]).layers
-        lines = self._lines(stage, until)
+        part = self._part(stage, until)
         created = None
-        if self._plan.epoch is None and not any(line.created for line in lines):
+        if self._plan.epoch is None and not part.dated:
             # No layer of its own: the base's time; without any, always the same.
             created = stage.base.created if stage.base is not None else None
             created = created or rfc3339(0)
-        composed = compose(
-            template, stage.base, base_layers, lines, created=created, epoch=self._plan.epoch,
-            keep_empty=self._keep_empty,
-        )
-        text = lines[-1].created_by if lines else ""
-        return MadeImage(composed, self._chain(stage, until), text, stage.index, step)
+        composed = part.composer.image(template, created=created)
+        labels = template.config.labels or {}
+        return MadeImage(composed, tuple(part.chain), part.text, stage.index, step, labels)
 
-    def _chain(self, stage: StagePlan, until: int) -> tuple[LayerId, ...]:
-        """The layers that the image's config names (without empty ones), of that base and those steps: who shared a
-        step with another build may stand on other layers of the same content."""
-        vertices = dict.fromkeys(item.vertex for item in stage.history[:until] if item.vertex is not None)
-        own = [self._outcomes[each].layer for each in vertices if each in self._outcomes]
-        return (*self.base_chain(stage), *(layer for layer in own if layer is not None))
+    def _part(self, stage: StagePlan, until: int) -> _Part:
+        """The stage's image with so many lines of history: the one before and what is new."""
+        part = self._parts.get(stage.index)
+        if part is None or part.count > until:
+            part = self._parts[stage.index] = self._start(stage)
+        for item in stage.history[part.count : until]:
+            self._add(part, item)
+        return part
 
-    def _lines(self, stage: StagePlan, until: int) -> list[Line]:
-        """The stage's own history; what was made for a shorter part of it is used again."""
-        lines = self._known.setdefault(stage.index, [])
-        seen = self._seen.setdefault(stage.index, set())
-        for number in range(len(lines), until):
-            item = stage.history[number]
-            outcome = self._outcomes.get(item.vertex) if item.vertex is not None else None
-            layer = created = None
-            if outcome is not None and outcome.layer is not None:
-                layer = self._blob(outcome.layer) if item.vertex not in seen else None
-            if outcome is not None and outcome.created:
-                created = rfc3339(outcome.created)
-            seen.add(item.vertex)
-            text, comment = item.created_by, item.comment
-            if not self._keep_empty:
-                text, comment = classic_text(text, layer), ""
-            lines.append(Line(
-                text, item.vertex is not None, layer, created, comment, item.author,
-            ))
-        return lines[:until]
+    def _start(self, stage: StagePlan) -> _Part:
+        """The base alone."""
+        chain = self.base_chain(stage)
+        layers: tuple[LayerBlob, ...] = ()
+        if stage.base is not None and stage.base_vertex is not None:
+            layers = from_config(stage.base, b"", [self._blob(each) for each in chain]).layers
+        composer = Composer(stage.base, layers, keep_empty=self._keep_empty, epoch=self._plan.epoch)
+        return _Part(composer, list(chain))
+
+    def _add(self, part: _Part, item: HistoryItem) -> None:
+        """The next line of a stage's own history."""
+        outcome = self._outcomes.get(item.vertex) if item.vertex is not None else None
+        layer = created = None
+        if outcome is not None and outcome.layer is not None and item.vertex not in part.vertices:
+            layer = self._blob(outcome.layer)
+            part.chain.append(outcome.layer)
+        if outcome is not None and outcome.created:
+            created = rfc3339(outcome.created)
+        if item.vertex is not None:
+            part.vertices.add(item.vertex)
+        text, comment = item.created_by, item.comment
+        if not self._keep_empty:
+            text, comment = classic_text(text, layer), ""
+        part.composer.add(Line(text, item.vertex is not None, layer, created, comment, item.author))
+        part.count += 1
+        part.text = text
+        part.dated = part.dated or created is not None
 
     def _blob(self, layer: LayerId) -> LayerBlob:
         blob = self._blobs.get(layer)

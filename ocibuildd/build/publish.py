@@ -10,8 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-import msgspec
-
 from ..errors import Corrupt, Denied, InvalidArgument
 from ..executor.image import name_of
 from ..export.image import EMPTY_GZIP, EMPTY_LAYER
@@ -256,13 +254,11 @@ class Publisher:
         )
 
     def _row(self, build: str, made: MadeImage, *, kind: Any, parent: Digest | None) -> Image:
-        config = msgspec.json.decode(made.composed.config)
-        labels = config.get("config", {}).get("Labels") or {}
         return Image(
             id=made.composed.id, manifest=None, media_type="", chain=made.chain, kind=kind,
             parent=parent, created_by=made.created_by, created=time.time(),
             size=self._size(made.chain), platform=str(made.composed.platform), build=build,
-            labels=labels,
+            labels=made.labels,
         )
 
     def _size(self, chain: Sequence[LayerId]) -> int:

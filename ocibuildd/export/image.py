@@ -1,6 +1,7 @@
 """Results into images: config, manifest and index bytes.  Pure; the same input gives the same bytes.
 
     composed = compose(template, base, base_layers, lines)      → config bytes and the image's layers
+    composer = Composer(base, base_layers); composer.add(line); composed = composer.image(template)
     manifest = manifest_bytes(composed, types=OCI, annotations={…})
     index = index_bytes([entry, …], types=OCI, annotations={…})
 
@@ -37,8 +38,9 @@ from ..model.oci import (
     Index,
     Manifest,
     Platform,
-    RootFS,
     encode,
+    encode_config,
+    encode_line,
 )
 from ..ports import Compression, Layer
 
@@ -154,35 +156,81 @@ def compose(
     keep_empty: bool = True,
     epoch: int | None = None,
 ) -> Composed:
-    """An image's config and layers.
-
-    template: the config without rootfs and history.  base: what the image stands on, with its layers.
-    created: the image's time, None = that of its last history line with one.
-    keep_empty: steps with an empty layer have a real, empty one (BuildKit); False = an ``empty_layer``
-    history line (Docker's classic builder).  epoch: SOURCE_DATE_EPOCH, every time of ours becomes it.
-    """
-    layers, old_lines = _base_history(base, base_layers)
-    ours: list[History] = []
+    """An image's config and layers: ``Composer``'s, of all these lines."""
+    composer = Composer(base, base_layers, keep_empty=keep_empty, epoch=epoch)
     for line in lines:
-        empty = not line.makes_layer or (line.layer is None and not keep_empty)
+        composer.add(line)
+    return composer.image(template, created=created)
+
+
+class Composer:
+    """Composes images of which each has the history of the one before and some lines more.
+
+    A line is made and encoded once, not once for each image that has it.
+
+    base: what the images stand on, with its layers.  keep_empty: steps with an empty layer have a real,
+    empty one (BuildKit); False = an ``empty_layer`` history line (Docker's classic builder).
+    epoch: SOURCE_DATE_EPOCH, every time of ours becomes it.
+    """
+
+    def __init__(
+        self, base: ImageConfig | None, base_layers: Sequence[LayerBlob], *,
+        keep_empty: bool = True, epoch: int | None = None,
+    ):  # fmt: skip
+        self._keep_empty = keep_empty
+        self._epoch = None if epoch is None else rfc3339(epoch)
+        self._layers, lines = _base_history(base, base_layers)
+        self._diff_ids = [layer.diff_id for layer in self._layers]
+        self._history: list[bytes] = []
+        self._created: str | None = None
+        """Of the last line that has a time."""
+        self._undated: list[History] = []
+        """The last lines, while the first of all without a time is one of them and none after it has one."""
+        self._settled = False
+        for line in lines:
+            self._append(line)
+
+    def add(self, line: Line) -> None:
+        """The next line of the images' own history."""
+        empty = not line.makes_layer or (line.layer is None and not self._keep_empty)
         if not empty:
-            layers.append(line.layer or EMPTY_LAYER)
-        ours.append(
-            History(line.created, line.created_by, line.author, line.comment, empty_layer=empty)
+            self._layers.append(line.layer or EMPTY_LAYER)
+            self._diff_ids.append(self._layers[-1].diff_id)
+        created = line.created if self._epoch is None else self._epoch
+        self._append(
+            History(created, line.created_by, line.author, line.comment, empty_layer=empty)
         )
-    if epoch is not None:
-        ours = [msgspec.structs.replace(item, created=rfc3339(epoch)) for item in ours]
-    history = _with_times(old_lines, ours)
-    last = next((item.created for item in reversed(history) if item.created), None)
-    if epoch is not None:
-        created = rfc3339(epoch)
-    config = msgspec.structs.replace(
-        template,
-        created=created or last or template.created,
-        rootfs=RootFS(diff_ids=tuple(layer.diff_id for layer in layers)),
-        history=tuple(history),
-    )
-    return Composed(encode(config), tuple(layers), config.platform)
+
+    def image(self, template: ImageConfig, *, created: str | None = None) -> Composed:
+        """The image as its history stands.
+
+        template: the config without rootfs and history.  created: the image's time, None = that of its
+        last history line with one."""
+        config = msgspec.structs.replace(
+            template, created=self._epoch or created or self._created or template.created
+        )
+        data = encode_config(config, self._diff_ids, self._history)
+        return Composed(data, tuple(self._layers), config.platform)
+
+    def _append(self, line: History) -> None:
+        """Fill in a missing time: that of the next line that has one, for the first that lack it; then that of
+        the last line before (BuildKit's ``normalizeLayersAndHistory``)."""
+        if line.created:
+            if self._undated:
+                dated = [_dated(each, line.created) for each in self._undated]
+                self._history[-len(dated) :] = [encode_line(each) for each in dated]
+                self._undated.clear()
+                self._settled = True
+            self._created = line.created
+        else:
+            if not self._settled:
+                self._undated.append(line)
+            line = _dated(line, self._created)
+        self._history.append(encode_line(line))
+
+
+def _dated(line: History, created: str | None) -> History:
+    return msgspec.structs.replace(line, created=created)
 
 
 def _base_history(
@@ -200,30 +248,6 @@ def _base_history(
     missing = len(base_layers) - count
     lines += [History(comment=EXPORTER_COMMENT)] * max(0, missing)
     return list(base_layers), lines
-
-
-def _with_times(old: list[History], ours: list[History]) -> list[History]:
-    """Fill in missing times: those of the next line that has one, for the first new ones; then of the last
-    line before (BuildKit's ``normalizeLayersAndHistory``)."""
-    history = [*old, *ours]
-    created: str | None = None
-    gap = False
-    for line in history:
-        if line.created:
-            created = line.created
-            if gap:
-                break
-        else:
-            gap = True
-    gap = False
-    for position, line in enumerate(history):
-        if line.created:
-            if gap:
-                created = line.created
-        else:
-            gap = True
-            history[position] = msgspec.structs.replace(line, created=created)
-    return history
 
 
 def from_config(config: ImageConfig, data: bytes, layers: Sequence[LayerBlob]) -> Composed:

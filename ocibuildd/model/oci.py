@@ -6,6 +6,7 @@ out.  What comes from elsewhere is kept as the bytes that came; these structs ar
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
@@ -169,6 +170,28 @@ def encode(value: msgspec.Struct) -> bytes:
         body = {"schemaVersion": 2, **{k: v for k, v in body.items() if k != "schemaVersion"}}
         body.setdefault("layers" if isinstance(value, Manifest) else "manifests", [])
     return msgspec.json.encode(body)
+
+
+def encode_config(
+    template: ImageConfig, diff_ids: Iterable[Digest], history: Iterable[bytes]
+) -> bytes:
+    """``encode`` of the template with these diff ids and these lines of history, each one ``encode_line``'s:
+    who makes many configs of one growing history encodes each line once."""
+    bare = msgspec.structs.replace(template, rootfs=RootFS(), history=())
+    body = msgspec.to_builtins(bare, enc_hook=_enc_hook, str_keys=True)
+    ids = '","'.join(diff_ids)
+    body["rootfs"] = {
+        "type": "layers", "diff_ids": msgspec.Raw(f'["{ids}"]'.encode() if ids else b"[]"),
+    }  # fmt: skip
+    if lines := b",".join(history):
+        body["history"] = msgspec.Raw(b"[%b]" % lines)
+    body.setdefault("config", {})
+    return msgspec.json.encode(body)
+
+
+def encode_line(line: History) -> bytes:
+    """A line of history as ``encode`` writes it."""
+    return msgspec.json.encode(line)
 
 
 def decode_manifest(data: bytes) -> Manifest:

@@ -8,7 +8,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
+from effort import calls
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,6 +21,7 @@ from ocibuildd.export.image import (
     EMPTY_GZIP,
     EMPTY_LAYER,
     OCI,
+    Composer,
     Entry,
     LayerBlob,
     Line,
@@ -49,6 +52,7 @@ from ocibuildd.model.oci import (
     RootFS,
     decode_config,
     decode_manifest,
+    encode,
 )
 from ocibuildd.model.reference import Reference
 
@@ -148,6 +152,81 @@ def test_source_date_epoch_sets_our_times_and_leaves_the_bases():
     composed = compose(TEMPLATE, base("2020-01-01T00:00:00Z"), [layer("0")], lines, epoch=1)
     assert [h[1] for h in history(composed)] == ["2020-01-01T00:00:00Z", "1970-01-01T00:00:01Z"]
     assert decode_config(composed.config).created == "1970-01-01T00:00:01Z"
+
+
+MAYBE_TIMES = st.one_of(st.none(), st.just(""), st.integers(0, 10**9).map(rfc3339))
+LINES = st.lists(
+    st.builds(
+        Line,
+        st.sampled_from(["RUN x", 'ENV A="é"']),
+        st.booleans(),
+        st.none() | st.sampled_from("ab").map(layer),
+        MAYBE_TIMES,
+        st.sampled_from(["", "buildkit.dockerfile.v0"]),
+        st.sampled_from(["", "somebody"]),
+    ),
+    max_size=6,
+)
+TEMPLATES = st.sampled_from(
+    [TEMPLATE, ImageConfig(architecture="arm64", os="linux", variant="v8", author="me")]
+)
+
+
+def whole_history(old: list[History], ours: list[History]) -> list[History]:
+    """BuildKit's ``normalizeLayersAndHistory`` of a history that is known as a whole."""
+    lines = [*old, *ours]
+    gap = next((n for n, each in enumerate(lines) if not each.created), len(lines))
+    after = [each.created for each in lines[gap:] if each.created]
+    created = (after or [lines[gap - 1].created if gap else None])[0]
+    for number in range(gap, len(lines)):
+        if not lines[number].created:
+            lines[number] = msgspec.structs.replace(lines[number], created=created)
+        created = lines[number].created
+    return lines
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(MAYBE_TIMES, max_size=3), LINES, TEMPLATES, st.booleans(), st.none() | st.just(0))
+def test_each_image_of_a_growing_history_has_the_bytes_of_one_made_alone(
+    old, lines, template, keep_empty, epoch
+):
+    layers = [layer(str(n)) for n in range(len(old))]
+    composer = Composer(base(*old), layers, keep_empty=keep_empty, epoch=epoch)
+    ours: list[History] = []
+    for line in lines:
+        composer.add(line)
+        empty = not line.makes_layer or (line.layer is None and not keep_empty)
+        layers += [] if empty else [line.layer or EMPTY_LAYER]
+        created = line.created if epoch is None else rfc3339(epoch)
+        ours.append(History(created, line.created_by, line.author, line.comment, empty_layer=empty))
+        whole = whole_history(list(base(*old).history), ours)
+        times = [each.created for each in whole if each.created]
+        alone = msgspec.structs.replace(
+            template,
+            created=times[-1] if times else None,
+            rootfs=RootFS(diff_ids=tuple(each.diff_id for each in layers)),
+            history=tuple(whole),
+        )
+        composed = composer.image(template)
+        assert composed.config == encode(alone)
+        assert list(composed.layers) == layers
+
+
+def test_an_image_for_each_line_of_a_history_is_linear():
+    def cost(count: int) -> int:
+        composer = Composer(base(None), [layer("0")])
+
+        def grow() -> None:
+            for number in range(count):
+                makes = number % 2 == 1
+                time = rfc3339(number) if number > count // 2 else None
+                composer.add(Line(f"RUN {number}", makes, layer("x") if makes else None, time))
+                composer.image(TEMPLATE)
+
+        return calls(grow)
+
+    cost(10)  # what is made once
+    assert cost(400) < 2.2 * cost(200)
 
 
 def test_the_same_input_gives_the_same_bytes():
