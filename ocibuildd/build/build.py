@@ -7,7 +7,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -73,7 +73,6 @@ class Site:
     contents: LocalContents
     publisher: Publisher
     settings: Settings
-    admit: Callable[[], Awaitable[Any]]
     scratch: Path
     upload: Any = None
     keep_failed: Any = None
@@ -241,7 +240,7 @@ class Build:
         check_entitlements(plan, self.request, self._site.settings, context)
         agents = await self._agents()
         executor = self._executor(lowered, context, front, agents)
-        uses = Lease(self._site.store.held, f"steps of build {self.id}")
+        uses = self._site.store.leases.new(f"steps of build {self.id}", of=self._lease)
 
         def release() -> None:
             executor.close()
@@ -324,7 +323,7 @@ class Build:
             fetch_http=lambda op, emit: self._fetch_http(op, secrets, emit),
             fetch_git=lambda op, emit: self._fetch_git(op, secrets, emit),
             checksum=self._checksums(), kept=site.contents.kept,
-            on_failed=self._failed, admit=site.admit, log_limit=site.settings.log_bytes, masked=masked,
+            on_failed=self._failed, log_limit=site.settings.log_bytes, masked=masked,
         )
         return StepExecutor(site.store, site.nsd, site.puller, materials)
 

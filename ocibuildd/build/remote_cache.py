@@ -191,7 +191,7 @@ class RemoteCaches:
 
         async def fetch(digest: Digest, size: int) -> None:
             descriptor = Descriptor("application/octet-stream", digest, size)
-            room = await self.store.admit(size)
+            room = await self.store.admit(size, lease=self.lease)
             with room, self.store.blobs.writer() as writer:
                 async for part in source.blob(reference, descriptor, auth=self.auth):
                     writer.write(part)

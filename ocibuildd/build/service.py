@@ -3,7 +3,7 @@
 What the API calls.  A build goes on when the client that started it goes away; whoever wants it to
 end cancels it.  For the API:
 
-    builds = Builds(store, nsd, registry, puller, fetcher, settings=Settings(…), admit=maintenance.admit)
+    builds = Builds(store, nsd, registry, puller, fetcher, settings=Settings(…))
     build = await builds.start(request, peer=Peer(local=True, uid=…))   → BuildInfo
     builds.get(id)            → BuildInfo (an id, a unique prefix, or "" for the newest); NotFound
     builds.list()             → [BuildInfo], newest first
@@ -27,7 +27,7 @@ import contextlib
 import itertools
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,7 +84,7 @@ class Builds:
 
     def __init__(
         self, store: Store, nsd: Nsd, registry: Registry, puller: ImagePuller, fetcher: Fetcher, *,
-        settings: Settings | None = None, admit: Callable[[], Awaitable[Any]] | None = None,
+        settings: Settings | None = None,
     ):
         self._store = store
         self.settings = settings or Settings()
@@ -101,7 +101,7 @@ class Builds:
             store, nsd, puller, self._solver, Downloads(fetcher, store.blobs, store.sources),
             LocalContents(fingerprints, nsd, store.path / "selections"),
             Publisher(store, nsd, registry, self.settings), self.settings,
-            admit or self._room, scratch, self._uploads.path, self._keep_failed,
+            scratch, self._uploads.path, self._keep_failed,
         )
         self._live: dict[str, Build] = {}
         self._failed: dict[str, FailedStep] = {}
@@ -111,10 +111,6 @@ class Builds:
         self._draining = False
         for left in scratch.iterdir():
             spawn(self._tasks, asyncio.ensure_future(self._sweep(left)))
-
-    async def _room(self) -> Any:
-        """``admit`` where nobody collects: there is room, or there isn't."""
-        return self._store.space.reserve()
 
     async def _sweep(self, path: Path) -> None:
         """What builds left that the daemon ended under."""
@@ -231,7 +227,7 @@ class Builds:
             return self._live[build_id].info
         rows = self._store.builds.recent(1) if not build_id else self._store.builds.find(build_id)
         if not rows:
-            raise NotFound(f"build {build_id or '(newest)'}: no such build", hint="ocibuild builds")
+            raise NotFound(f"build {build_id or '(newest)'}: no such build", hint="ocibuild ps -a lists them")
         if len(rows) > 1 and rows[0].id != build_id:
             raise Conflict(f"build {build_id}: more than one build begins so", hint="give more digits")
         return self._info(rows[0])
@@ -294,7 +290,7 @@ class Builds:
         old = self._store.images.get(str(row.result.get("image", "")))
         if old is None:
             raise NotFound(f"build {name}: it made no image, or the image is gone")
-        with self._store.leases.new(f"verify {name}") as lease:
+        with self._store.leases.new(f"verify {name}", passing=False) as lease:  # its build passes
             lease.add(layers=old.chain, blobs=[old.id])
             started = await self.start(again(kept, name), peer=peer, remember=False)
             async for data in self.events(started.id):
@@ -325,9 +321,10 @@ class Builds:
 
     def failed(self, build_id: str) -> FailedStep:
         """What is left of a build's failed step, for a while.  Raises NotFound."""
-        found = self._failed.get(self.get(build_id).id)
+        name = self.get(build_id).id
+        found = self._failed.get(name)
         if found is None:
-            raise NotFound(f"build {build_id}: nothing is kept of a failed step",
+            raise NotFound(f"build {name}: nothing is kept of a failed step",
                            hint="it may have expired ([build] failed_ttl), or nothing failed")
         return found
 

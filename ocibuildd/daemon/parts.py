@@ -138,7 +138,6 @@ class Parts:
         self.fetcher = Fetcher()
         self.builds = Builds(
             store, nsd, self.registry, self.puller, self.fetcher, settings=build_settings(config),
-            admit=self.maintenance.admit,
         )
         configure_space(store, config)
 

@@ -372,7 +372,10 @@ class _Pull:
         self, descriptor: Descriptor, diff_id: Digest | None, *, mirrors: bool
     ) -> Unpacked | None:
         """Download one layer; with ``diff_id``, unpack it meanwhile."""
-        with await self.store.admit(descriptor.size), self.store.blobs.writer(trusted=True) as writer:
+        room = await self.store.admit(
+            descriptor.size, lease=self.lease, told=lambda text: self._status(descriptor, 0, text)
+        )
+        with room, self.store.blobs.writer(trusted=True) as writer:
             feed: Feed[Unpacked] | None = None
             made: Unpacked | None = None
             try:
@@ -429,10 +432,8 @@ class _Pull:
 
     def _status(self, descriptor: Descriptor, current: int, text: str) -> None:
         if self.emit is not None:
-            self.emit(
-                "status", id=descriptor.digest.short, current=current, total=descriptor.size,
-                unit="bytes", text=text,
-            )  # fmt: skip
+            size, name = descriptor.size, descriptor.digest.short
+            self.emit("status", id=name, current=current, total=size, unit="bytes", text=text)
 
 
 def write_all(fd: int, data: bytes, descriptor: Descriptor) -> None:

@@ -81,7 +81,6 @@ class Materials:
     checksum: of a directory's files.
     kept: compressed segments of earlier layers.
     on_failed: takes over a failed step's tree (True) or not.
-    admit: room on the disk before a step writes, collected if need be; raises NoSpace.
     """
 
     build: str
@@ -98,7 +97,6 @@ class Materials:
     checksum: Callable[[Directory, SourceDir, Any], Any]
     kept: KeptSegments
     on_failed: Callable[[FailedRun], bool]
-    admit: Callable[[], Any]
     log_limit: int = STEP_LOG_LIMIT
     masked: tuple[str, ...] = field(default=(), repr=False)
 
@@ -206,7 +204,11 @@ class StepExecutor:
 
     async def execute(self, vertex: int, inputs: Sequence[Result], emit: Emit) -> Work:
         """``ports.Executor.execute``."""
-        (await self._materials.admit()).release()  # whatever it will be: there must be room at all
+        def told(text: str) -> None:
+            emit("log", stream=2, data=f"{text}\n")
+
+        # Whatever it will be: there must be room at all.
+        (await self._store.admit(lease=self._materials.lease, told=told)).release()
         op = self._op(vertex)
         if isinstance(op, Run):
             return await self._run(vertex, op, inputs, emit)

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
 from typing import Self, TypeVar
 
+from .. import ports
 from ..errors import NotFound
 from ..model.digest import Digest
 from ..ports import LayerId
@@ -28,8 +29,28 @@ class Held:
         self.recent_layers: set[int] | None = None
         self.recent_keys: set[str] | None = None
         self.gone_layers: set[int] = set()
-        self.passing = 0
+        self.releases = 0
+        """How often something that was held was let go."""
+        self._passing: set[Lease] = set()
+
+    @property
+    def passing(self) -> int:
         """Open leases of work that ends by itself: builds, pulls, pushes."""
+        return len(self._passing)
+
+    def others(self, lease: ports.Lease | None) -> int:
+        """Pieces of work, apart from the one that ``lease`` is of, that end by themselves and hold something."""
+        mine = lease.work if isinstance(lease, Lease) else None
+        return len({each.work for each in self._passing if each.holds} - {mine})
+
+    def opened(self, lease: Lease) -> None:
+        """Its work ends by itself."""
+        self._passing.add(lease)
+
+    def closed(self, lease: Lease) -> None:
+        """It holds nothing any more."""
+        self._passing.discard(lease)
+        self.releases += lease.holds
 
     def note(
         self, *, blobs: Iterable[str] = (), layers: Iterable[int] = (), keys: Iterable[str] = ()
@@ -62,14 +83,21 @@ class Lease:
     A holder that looks something up and adds it without awaiting in between can't lose it.
     """
 
-    def __init__(self, held: Held, name: str, *, passing: bool = True):
+    def __init__(self, held: Held, name: str, *, passing: bool = True, of: Lease | None = None):
         self.name = name
-        self._passing = passing
-        held.passing += passing
+        self.work: Lease = self if of is None else of.work
+        """The first lease of the same piece of work."""
         self._held = held
         self._blobs: set[str] = set()
         self._layers: set[int] = set()
         self._open = True
+        if passing:
+            held.opened(self)
+
+    @property
+    def holds(self) -> bool:
+        """Is anything kept by it?"""
+        return bool(self._blobs or self._layers)
 
     def add(self, *, blobs: Sequence[Digest] = (), layers: Sequence[LayerId] = ()) -> None:
         """Raises NotFound for a layer that was collected: look it up again.  (A blob needs no row yet:
@@ -91,7 +119,7 @@ class Lease:
         if not self._open:
             return
         self._open = False
-        self._held.passing -= self._passing
+        self._held.closed(self)
         for blob in self._blobs:
             _drop(self._held.blobs, blob)
         for layer in self._layers:
@@ -117,7 +145,7 @@ class Leases:
     def __init__(self, held: Held):
         self._held = held
 
-    def new(self, name: str = "", *, passing: bool = True) -> Lease:
+    def new(self, name: str = "", *, passing: bool = True, of: Lease | None = None) -> Lease:
         """``name``: for people (a build's id, "pull busybox").  passing: of work that ends by itself, so
-        that waiting for what it holds makes sense."""
-        return Lease(self._held, name, passing=passing)
+        that waiting for what it holds makes sense.  of: a lease of the same piece of work."""
+        return Lease(self._held, name, passing=passing, of=of)

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import TypeVar
 
 from ..errors import BuildError, NoSpace
+from ..ports import Lease
 from ..runtime import in_thread, spawn, until_done
 from .db import checkpoint
 from .gc import Plan, planning
 from .policy import Policy
 from .rebuild import compacting
-from .space import Reservation
+from .space import Reservation, Told
 from .store import Store
 from .survey import surveying
 from .sweep import Outcome, collecting, list_trash, unlink_trash
@@ -36,6 +37,8 @@ ADMIT_TRIES = 3
 ADMIT_PAUSE = 1.0
 ADMIT_PATIENCE = 20.0
 """Seconds that a step waits for room which others hold, if they may still give it back."""
+ADMIT_AGAIN = 5.0
+"""Seconds after which who waits looks again for what may go, where no lease gave anything back."""
 
 REMOVERS = 3
 """Jobs that delete directories at a time."""
@@ -318,33 +321,52 @@ class Maintenance:
             graph = await drive(surveying(self.store))
             return await drive(reckoning(graph))
 
-    async def admit(self, size: int = 0) -> Reservation:
+    async def admit(
+        self, size: int = 0, *, lease: Lease | None = None, told: Told | None = None
+    ) -> Reservation:
         """Room for ``size`` bytes, collected if need be; while others are at work, what they hold is waited
-        for.  Raises NoSpace when nothing is left that may go.  The caller releases the reservation."""
+        for.  lease: the caller's own, which nobody need wait for.  told: that it waits, and that it goes on.
+        Raises NoSpace when nothing is left that may go.  The caller releases the reservation."""
         if self.store.space.never_fits(size):
             return self.store.space.reserve(size)  # nothing need go to find that out
         await self._measure_if_near()
         try:
             return self.store.space.reserve(size)
         except NoSpace:
-            return await self._wait_for_room(size)
+            return await self._wait_for_room(size, lease, told or (lambda _text: None))
 
-    async def _wait_for_room(self, size: int) -> Reservation:
-        begun, tries = time.monotonic(), 0
+    async def _wait_for_room(self, size: int, lease: Lease | None, told: Told) -> Reservation:
+        """A collection marks all that there is: it is made again only when it may find something."""
+        held, begun = self.store.held, time.monotonic()
+        tries, releases, looked, waits = 0, 0, begun, False
         while True:
-            others = self.store.held.passing > 1  # before: one that ends meanwhile leaves something to collect
-            await self.make_room(size)
+            others = held.others(lease)  # before: one that ends meanwhile leaves something to collect
+            if (
+                tries < ADMIT_TRIES or held.releases != releases or not self._patient(others, begun)
+                or time.monotonic() >= looked + ADMIT_AGAIN
+            ):  # fmt: skip
+                tries, releases = tries + 1, held.releases
+                await self.make_room(size)
+                looked = time.monotonic()
             try:
-                return self.store.space.reserve(size)
+                room = self.store.space.reserve(size)
             except NoSpace:
-                tries += 1
-                now = time.monotonic()
                 # Where all wait for each other one must fail; the rest then have what it held.
-                patient = others and now < max(begun, self._gave_up) + ADMIT_PATIENCE
-                if tries >= ADMIT_TRIES and not patient:
-                    self._gave_up = now
+                if tries >= ADMIT_TRIES and not self._patient(others, begun):
+                    self._gave_up = time.monotonic()
                     raise
+            else:
+                if waits:
+                    told(f"there is room: going on after {time.monotonic() - begun:.1f} s")
+                return room
+            if others and not waits:
+                waits = True
+                told(self.store.space.wanted(size, others))
             await asyncio.sleep(ADMIT_PAUSE)
+
+    def _patient(self, others: int, begun: float) -> bool:
+        """Does waiting still make sense?"""
+        return bool(others) and time.monotonic() < max(begun, self._gave_up) + ADMIT_PATIENCE
 
     async def make_room(self, size: int = 0) -> Outcome:
         """Collect until ``size`` bytes fit under the ceiling and above the floor."""

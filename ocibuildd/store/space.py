@@ -9,9 +9,10 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Protocol, Self
 
 from ..errors import NoSpace
+from ..ports import Lease
 from .failpoints import hit
 
 log = logging.getLogger(__name__)
@@ -26,6 +27,11 @@ class Disk:
 
     total: int
     free: int
+
+
+def _mib(size: int) -> str:
+    """For people."""
+    return f"{size / (1 << 20):,.1f} MiB"
 
 
 class Reservation:
@@ -46,6 +52,18 @@ class Reservation:
 
     def __exit__(self, *_: object) -> None:
         self.release()
+
+
+Told = Callable[[str], None]
+"""Somebody who waits for room is told so: one line of text, without an end of line."""
+
+
+class Admit(Protocol):
+    """``Maintenance.admit``."""
+
+    async def __call__(
+        self, size: int = 0, *, lease: Lease | None = None, told: Told | None = None
+    ) -> Reservation: ...
 
 
 class Space:
@@ -110,6 +128,18 @@ class Space:
             )
         self.reserved += size
         return Reservation(self, size)
+
+    def wanted(self, size: int, others: int) -> str:
+        """What somebody waits for, in words.  others: pieces of work that hold something."""
+        of = f" of {_mib(self.ceiling)}" if self.ceiling else ""
+        needed = f"{_mib(max(self.lacking(size), 1))} must go" if size == 0 else (
+            f"{_mib(size)} needed, {_mib(max(self.lacking(size), 1))} lacking"
+        )
+        who = f"; {others} other build{'s' * (others > 1)} or transfer{'s' * (others > 1)} may give some back"
+        return (
+            f"waiting for room: {needed}; the store has {_mib(self._used())}{of},"
+            f" {_mib(self.disk().free)} free on the disk" + (who if others else "")
+        )
 
     # --- ballast --------------------------------------------------------------------------------------
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
 from ..model.digest import Digest
+from ..ports import Lease
 from . import recover
 from .blobs import Blobs
 from .builds import Builds
@@ -24,7 +25,7 @@ from .records import Records
 from .schema import MIGRATIONS
 from .snapshots import Trees
 from .sources import Sources
-from .space import Reservation, Space
+from .space import Admit, Reservation, Space, Told
 from .sweep import Outcome, collecting
 from .uploads import Uploads
 
@@ -74,7 +75,7 @@ class Store:
         self.uploads = Uploads(db)
         self.blobs.on_lost = self._lost
         self.space = Space(path, lambda: self.used)
-        self.admit: Callable[[int], Awaitable[Reservation]] = self._admit
+        self.admit: Admit = self._admit
         """Room for so many bytes before they are written (``Space.reserve``); where the store is maintained,
         collected if need be (``Maintenance.admit``).  Raises NoSpace."""
         self.recovered = recover.Report()
@@ -111,7 +112,9 @@ class Store:
                 for key in self.records.using(layer.id):
                     self.records.remove(key, rule="damage", why=f"a layer of it is lost: blob {digest.short} {why}")
 
-    async def _admit(self, size: int = 0) -> Reservation:
+    async def _admit(
+        self, size: int = 0, *, lease: Lease | None = None, told: Told | None = None  # noqa: ARG002 - nobody waits
+    ) -> Reservation:
         return self.space.reserve(size)
 
     @property

@@ -56,6 +56,20 @@ async def test_the_image_has_config_history_and_name(bench: Any, context: Any) -
     assert [h.empty_layer for h in config.history] == [False, False, True, True]
 
 
+async def test_a_step_that_waits_for_room_says_so(bench: Any, context: Any, monkeypatch: Any) -> None:
+    leases = []
+
+    async def admit(size: int = 0, *, lease: Any = None, told: Any = None) -> Any:
+        leases.append(lease.name)
+        told("waiting for room: 1 other build")
+        return bench.store.space.reserve(size)
+
+    monkeypatch.setattr(bench.store, "admit", admit)
+    built = (await bench.build(context("FROM busybox\nRUN echo a > /a\n"))).ok()
+    assert built.output == "waiting for room: 1 other build\n"
+    assert leases == [f"build {built.info.id}"]
+
+
 async def test_every_instruction_has_its_intermediate_image(bench: Any, context: Any) -> None:
     built = (await bench.build(context("FROM busybox\nRUN echo a > /a\nRUN echo b > /b\nLABEL k=v\n"))).ok()
     steps = [e for e in built.events if e["type"] == "step.done"]
