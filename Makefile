@@ -1,4 +1,4 @@
-# make demo      install what is missing, build and run a real image as an ordinary user
+# make demo      install what is missing, build and run a real image as an ordinary user (DEMO_DEBIAN=0: without the Debian part)
 # make test      install what is missing, run the whole suite as an ordinary user (minutes)
 # make lint      formatting, types, import contract, sizes
 # make bench     micro-benchmarks (tests/bench); compare builders with a driver of your own
