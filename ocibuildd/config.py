@@ -15,6 +15,7 @@ import ipaddress
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -358,6 +359,15 @@ def from_dict(data: Mapping[str, Any], path: Path | None = None) -> Config:
         if word not in ENTITLEMENTS:
             raise _fail("entitlements.allow", word, "one of " + ", ".join(ENTITLEMENTS))
     return config
+
+
+def at_next_start(old: Config, new: Config) -> list[str]:
+    """Which settings that a running daemon can't take over differ: where it is, what its sandboxes stand on."""
+    keys = (
+        "daemon.state_dir", "daemon.socket", "sandbox.ids", "sandbox.overlay", "sandbox.network",
+        "gc.ballast",
+    )
+    return [key for key in keys if attrgetter(key)(old) != attrgetter(key)(new)]
 
 
 def default_paths(environ: Mapping[str, str] | None = None, uid: int | None = None) -> list[Path]:

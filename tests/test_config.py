@@ -66,6 +66,11 @@ def test_what_is_wrong_is_refused_with_its_path(text: str, message: str, hint: s
     assert hint in caught.value.hint
 
 
+def test_what_a_running_daemon_cant_take_over_is_named() -> None:
+    new = config.parse(b"[sandbox]\noverlay = 'copy'\n[gc]\nballast = 0\ninterval = 5\n")
+    assert config.at_next_start(config.Config(), new) == ["sandbox.overlay", "gc.ballast"]
+
+
 def test_an_explicit_file_must_exist(tmp_path: Path) -> None:
     with pytest.raises(InvalidArgument, match="does not exist"):
         config.load(str(tmp_path / "none.toml"))

@@ -235,11 +235,8 @@ class Daemon:
         except BuildError as error:
             log.error("the configuration is kept as it was: %s", error.message)
         else:
-            moved = (config.daemon.state_dir, config.daemon.socket) != (
-                self.config.daemon.state_dir, self.config.daemon.socket
-            )
-            if moved:
-                log.warning("state_dir and socket change at the next start only")
+            if later := configuration.at_next_start(self.config, config):
+                log.warning("not before the next start: %s", ", ".join(later))
             self.config = config
             logs.set_level(config.daemon.log_level)
             served.settings = shown(config)
