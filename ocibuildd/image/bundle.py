@@ -155,7 +155,8 @@ class Loader:
     ) -> list[Loaded]:
         """Load every image of a docker archive or an OCI layout, plain or compressed.
 
-        Raises InvalidArgument (neither of them, or damaged), Corrupt, TooLarge, NoSpace.
+        Raises InvalidArgument (neither of them, or damaged, or, when all of it is loaded, a RepoTags entry that is
+        no name with a tag), Corrupt, TooLarge, NoSpace.
         """
         async with spooled(self._store, source) as writer, plain(self._store, writer) as fd:
             archive = await in_thread(Archive, fd)
@@ -204,28 +205,34 @@ class Loader:
         if "manifest.json" not in archive:
             return found
         by_id = {each.id: each for each in found}
+        bad: list[tuple[Digest, str]] = []
         for entry in read_manifest_json(read_small(archive, "manifest.json")):
             each = by_id.get(Digest.of(read_small(archive, entry.config, MAX_CONFIG)))
             if each is None:
                 continue
-            names = [name for tag in entry.tags if (name := whole_name(tag)) is not None]
+            names, refused = read_tags(entry.tags)
+            bad += [(each.id, why) for why in refused]
             for name in names:
                 if name.familiar not in each.names:
                     self._store.images.tag(name_of(name), each.id)
             extra = tuple(n.familiar for n in names if n.familiar not in each.names)
             by_id[each.id] = Loaded(each.id, (*each.names, *extra))
+        refuse_tags(bad)
         return list(by_id.values())
 
     # --- docker archives ----------------------------------------------------------------------
 
     async def _docker(self, archive: Archive, emit: Emit | None) -> list[Loaded]:
         loaded = []
+        bad: list[tuple[Digest, str]] = []
         for entry in read_manifest_json(read_small(archive, "manifest.json")):
-            names = [name for tag in entry.tags if (name := whole_name(tag)) is not None]
+            names, refused = read_tags(entry.tags)
             with self._store.leases.new("load") as lease:
                 image, chain = await self._one(archive, entry, lease, emit)
                 self._record(image, chain, names)
             loaded.append(Loaded(image.id, tuple(name.familiar for name in names)))
+            bad += [(image.id, why) for why in refused]
+        refuse_tags(bad)
         return loaded
 
     async def _one(
@@ -363,6 +370,33 @@ def _describe(
         descriptors.append(Descriptor(OCI.layers.get(kind, MEDIA_LAYER), digest, stretch.size))
         places[digest] = name
     return tuple(descriptors), places
+
+
+def read_tags(tags: Sequence[str]) -> tuple[list[Reference], list[str]]:
+    """RepoTags of a manifest.json: the names, and what is wrong with those that are none (as dockerd: a tag
+    must be there)."""
+    names, refused = [], []
+    for text in tags:
+        try:
+            reference = Reference.parse(text)
+            if reference.tag is None:
+                raise ValueError("it has no tag")
+        except ValueError as error:
+            refused.append(f"invalid tag {text[:300]!r}: {error}")
+        else:
+            names.append(replace(reference, digest=None))
+    return names, refused
+
+
+def refuse_tags(bad: Sequence[tuple[Digest, str]]) -> None:
+    """As dockerd the image stays, without that name, and the load has failed.  Raises InvalidArgument."""
+    if bad:
+        image, why = bad[0]
+        more = f" (and {len(bad) - 1} more like it)" if len(bad) > 1 else ""
+        raise InvalidArgument(
+            f"load: {why}{more}: image {image} was loaded without that name",
+            hint=f"name it: ocibuild tag {image.short} NAME:TAG",
+        )
 
 
 def whole_name(text: str) -> Reference | None:

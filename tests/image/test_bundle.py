@@ -11,7 +11,7 @@ import tarfile
 import pytest
 import zstandard
 
-from ocibuildd.errors import BuildError, Corrupt, NotFound
+from ocibuildd.errors import BuildError, Corrupt, InvalidArgument, NotFound
 from ocibuildd.image.values import Loaded
 
 
@@ -100,6 +100,30 @@ async def test_layers_that_an_archive_links_are_followed(rig, rootfs, flow, lega
     files["0" * 64 + "/layer.tar"] = b"->../shared/layer.tar"
     assert await rig.images.load(flow(tar(files)))
     assert "etc/motd" in await rig.tree_names("old:1")
+
+
+@pytest.mark.parametrize(
+    ("tag", "why"),
+    [("Old:1", "must be lowercase"), ("old", "has no tag"), ("", "invalid reference"), ("old:-", "invalid reference"),
+     ("old@sha256:" + "0" * 64, "has no tag")],
+)  # fmt: skip
+async def test_a_name_that_is_none_fails_the_load_and_the_image_stays(rig, rootfs, flow, legacy, tag, why):
+    with pytest.raises(InvalidArgument, match=why) as failed:
+        await rig.images.load(flow(legacy([rootfs], [tag, "good:1"])))
+    image = rig.images.inspect("good:1").summary.id
+    assert f"invalid tag {tag!r}" in str(failed.value)
+    assert f"image {image} was loaded without that name" in str(failed.value)
+
+
+async def test_a_bad_name_beside_a_layout_fails_the_load_too(rig, make_rig, rootfs, tar, flow, whole):
+    await rig.images.import_rootfs(flow(rootfs), "base:1")
+    files = members(await whole(rig.images.save(["base:1"])))
+    entries = json.loads(files["manifest.json"])
+    files["manifest.json"] = json.dumps([{**entries[0], "RepoTags": ["BASE:2"]}]).encode()
+    other = await make_rig()
+    with pytest.raises(InvalidArgument, match="invalid tag 'BASE:2'"):
+        await other.images.load(flow(tar(files)))
+    assert other.images.inspect("base:1").summary.id
 
 
 async def test_a_compressed_archive_is_loaded(rig, rootfs, flow, legacy):
