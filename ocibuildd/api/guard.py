@@ -82,7 +82,11 @@ async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
     except web.HTTPException as error:
         if error.status < 400:
             raise
-        return problem(BuildError(error.text or error.reason), error.status, _code(error.status))
+        text, hint = error.text or error.reason, ""
+        if error.status in (404, 405):
+            text = f"{request.method} {request.path[:200]}: {error.reason.lower()}"
+            hint = "GET /v1/openapi.json lists what there is"
+        return problem(BuildError(text, hint=hint), error.status, _code(error.status))
     except ConnectionError:
         if request.transport is not None and not request.transport.is_closing():
             raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
@@ -41,3 +42,14 @@ async def test_a_client_that_left_before_the_answer_is_no_error(request_of: Any)
 async def test_a_reset_of_another_connection_is_one(request_of: Any) -> None:
     with pytest.raises(ConnectionResetError):
         await guard.guard(request_of(closing=False), reset)
+
+
+async def test_a_path_that_is_not_there_is_named_and_so_is_the_list(request_of: Any) -> None:
+    async def missing(_request: web.Request) -> web.StreamResponse:
+        raise web.HTTPNotFound
+
+    answer = json.loads((await guard.guard(request_of(closing=False), missing)).body)
+    assert answer == {
+        "code": "not-found", "message": "GET /v1/events: not found",
+        "hint": "GET /v1/openapi.json lists what there is",
+    }

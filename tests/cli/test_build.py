@@ -62,6 +62,7 @@ def test_a_directory_is_passed_by_name(sent: Any, tmp_path: Path) -> None:
         (["--call", "outline"], {"call": "outline"}),
         (["--reproducible"], {"reproducible": True}),
         (["-o", "type=tar,dest=/x/y.tar"], {"outputs": [{"type": "tar", "dest": "/x/y.tar", "attrs": {}}]}),
+        (["-o", "type=docker"], {"outputs": [{"type": "image", "dest": "", "attrs": {}}]}),
         (["-o", "/x/dir"], {"outputs": [{"type": "local", "dest": "/x/dir"}]}),
         (["-o", 'type=image,"name=a,b",push=true'],
          {"outputs": [{"type": "image", "dest": "", "attrs": {"name": "a,b", "push": "true"}}]}),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import re
 from typing import Any
 
 import pytest
@@ -108,6 +109,20 @@ def test_a_terminal_is_left_with_all_steps_and_a_cursor() -> None:
     assert "CACHED [s 2/2] RUN x" in last
     assert "(2/2) FINISHED" in last
     assert last.endswith("\x1b[?25h" + "built sha256:ab as x in 0.4s, 1 of 2 steps cached\n")
+
+
+@pytest.mark.parametrize(("no_colour", "colours"), [("", True), ("1", False)])
+def test_colours_are_left_out_where_nobody_wants_them(
+    monkeypatch: pytest.MonkeyPatch, no_colour: str, colours: bool
+) -> None:
+    monkeypatch.setenv("NO_COLOR", no_colour)
+    out = Terminal()
+    shown = TtyDisplay(out)
+    for event in EVENTS:
+        shown._at = 0.0
+        shown.feed(event)
+    shown.close()
+    assert (re.search(r"\x1b\[\d+m", out.getvalue()) is not None) is colours
 
 
 def test_auto_is_plain_where_there_is_no_terminal() -> None:

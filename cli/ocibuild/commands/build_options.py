@@ -232,6 +232,8 @@ def output(text: str) -> dict[str, Any]:
         )
     if not dest and kind in ("oci", "tar"):
         dest = "-"
+    if not dest and kind == "docker":  # buildx loads it into the engine: here, the image stays
+        kind = "image"
     if kind == "local" and not dest:
         raise UsageError("--output type=local: dest= is missing")
     if dest == "-" and os.isatty(1):

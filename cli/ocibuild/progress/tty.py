@@ -120,7 +120,7 @@ def _vertex_lines(vertex: Vertex, now: float, width: int, *, final: bool) -> lis
                 lines.append(_row(" => => " + describe(status), "", width, ""))
         for line in vertex.lines[-WINDOW:]:
             text = " => => # " + log_line(line).expandtabs(8)
-            lines.append("\x1b[2m" + text[: width - 1] + "\x1b[0m")
+            lines.append(_coloured("\x1b[2m", text[: width - 1]))
     return lines
 
 
@@ -130,4 +130,9 @@ def _row(left: str, right: str, width: int, colour: str) -> str:
     if len(left) > room:
         left = left[: max(room - 1, 4)] + "…"
     text = left.ljust(room) + " " + right
-    return f"{colour}{text}\x1b[0m" if colour else text
+    return _coloured(colour, text)
+
+
+def _coloured(colour: str, text: str) -> str:
+    """``NO_COLOR``, if it is not empty, says that there are to be none (no-color.org)."""
+    return f"{colour}{text}\x1b[0m" if colour and not os.environ.get("NO_COLOR") else text
