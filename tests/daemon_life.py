@@ -35,7 +35,7 @@ COPY --from=made /made /
 RUN echo $N > /last
 """
 VARIANTS = 3
-START = 30.0
+START = 2 * PATIENCE
 LARGE = 400_000
 """Bytes of a file that stays as large in a layer: such blobs go through the trash."""
 GONE = 3.0

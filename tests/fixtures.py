@@ -13,6 +13,7 @@ import tarfile
 import tempfile
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -329,19 +330,28 @@ def free_port() -> int:
         return port
 
 
+def accepts(port: int) -> bool:
+    """Whether anybody listens there, on loopback."""
+    try:
+        socket.create_connection(("127.0.0.1", port), PATIENCE).close()
+    except OSError:
+        return False
+    return True
+
+
 def answers(port: int) -> bool:
     """Whether a registry serves there."""
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/v2/", timeout=1):
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/v2/", timeout=PATIENCE):
             return True
     except OSError:
         return False
 
 
-@pytest.fixture(scope="session")
-def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Debian's docker-registry on loopback: ``127.0.0.1:PORT``."""
-    root, port = tmp_path_factory.mktemp("registry"), free_port()
+@contextmanager
+def serve_registry(root: Path) -> Iterator[str]:
+    """Debian's docker-registry on loopback, with its files in ``root``: ``127.0.0.1:PORT``."""
+    port = free_port()
     config = root / "config.yml"
     config.write_text(
         f"version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {root}/data}}, delete: {{enabled: true}}}}\n"
@@ -356,8 +366,15 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         assert process.poll() is None, (root / "log").read_text()
         yield f"127.0.0.1:{port}"
     finally:
-        process.terminate()
+        process.kill()
         process.wait(PATIENCE)
+
+
+@pytest.fixture(scope="session")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A registry that the tests of a session share: ``127.0.0.1:PORT``."""
+    with serve_registry(tmp_path_factory.mktemp("registry")) as host:
+        yield host
 
 
 @pytest.fixture

@@ -30,6 +30,7 @@ class FakeBuilds:
         self.cancelled: list[str] = []
         self.lines: asyncio.Queue[bytes | None] = asyncio.Queue()
         self.uploads: list[bytes] = []
+        self.begun = 0
         self.aborted = 0
 
     async def start(self, request: Any, *, peer: Any) -> BuildInfo:
@@ -62,6 +63,7 @@ class FakeBuilds:
 
     def upload(self) -> Any:
         taken = bytearray()
+        self.begun += 1
 
         def close() -> None:
             self.uploads.append(bytes(taken))

@@ -8,7 +8,7 @@ from typing import Any
 
 import aiohttp
 import pytest
-from patience import PATIENCE
+from patience import PATIENCE, eventually
 
 from ocibuildd.api.frames import CONTENT_TYPE, END, ERROR, EXIT, SIGNAL, SPEC, STDERR, STDIN, STDOUT
 from ocibuildd.api.services import Services
@@ -161,7 +161,7 @@ async def test_a_terminal_is_passed_by_event(call: Call, job: Any) -> None:
         assert fds == []
         master, slave = pty.openpty()
         on_event({"event": "tty"}, [master])
-        await asyncio.sleep(0.05)
+        await eventually("its size", lambda: os.get_terminal_size(slave).columns)
         size = os.get_terminal_size(slave)
         os.write(slave, f"{size.lines}x{size.columns}".encode())
         os.close(slave)

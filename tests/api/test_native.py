@@ -195,7 +195,7 @@ async def test_an_upload_is_kept_whole_or_aborted(call: Call, served: Services, 
         b"POST /v1/uploads HTTP/1.1\r\nHost: d\r\nContent-Type: application/x-tar\r\nContent-Length: 9\r\n\r\nab"
     )
     await writer.drain()
-    await asyncio.sleep(0.05)
+    await eventually("the upload's begin", lambda: served.builds.begun == 2)
     writer.close()
     await eventually("the upload's end", lambda: served.builds.aborted)
     assert (served.builds.aborted, len(served.builds.uploads)) == (1, 1)
@@ -219,15 +219,18 @@ async def test_progress_of_a_pull_is_a_line_each_and_the_result_the_last(call: C
 async def test_a_failure_is_a_status_before_the_first_line_and_a_line_after(
     call: Call, served: Services
 ) -> None:
+    told = asyncio.Event()
+
     async def pull(reference: str, **options: Any) -> Pulled:
         if reference == "late":
             options["emit"]("status", id="l1")
-            await asyncio.sleep(0.01)
+            await told.wait()
         raise Unauthorized("who are you")
 
     served.images.pull = pull
     assert (await call("POST", "/v1/images/pull", json={"reference": "soon"})).status == 401
     answer = await call("POST", "/v1/images/pull", json={"reference": "late"})
+    told.set()
     assert answer.status == 200
     assert json.loads((await answer.read()).splitlines()[-1])["error"]["code"] == "unauthorized"
 

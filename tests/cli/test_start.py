@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -17,11 +18,10 @@ BIN = Path(sys.executable).parent
 
 @pytest.fixture
 def home() -> Iterator[Path]:
-    """A home whose daemon ends by itself after two idle seconds."""
+    """A home of one's own."""
     with tempfile.TemporaryDirectory(prefix="ocibuild-start-") as name:
         root = Path(name)
         (root / ".config" / "ocibuildd").mkdir(parents=True)
-        (root / ".config" / "ocibuildd" / "ocibuildd.toml").write_text("[daemon]\nidle_timeout = 2\n")
         (root / "run").mkdir(mode=0o700)
         yield root
 
@@ -34,20 +34,41 @@ def client(home: Path, *argv: str) -> subprocess.Popen[str]:
     )
 
 
-def test_several_clients_at_once_start_one_daemon_which_ends_when_idle(home: Path) -> None:
-    clients = [client(home, "info", "-f", "{{.pid}}") for _ in range(3)]
-    said = [each.communicate(timeout=60) for each in clients]
-    assert [each.returncode for each in clients] == [0, 0, 0], said
-    assert len({out for out, _ in said}) == 1
-    pid = int(said[0][0])
-    until("its idle end", lambda: not Path(f"/proc/{pid}").exists())
+def configure(home: Path, text: str) -> None:
+    (home / ".config" / "ocibuildd" / "ocibuildd.toml").write_text(text)
+
+
+def started(home: Path, clients: int) -> set[int]:
+    """Process ids of the daemons that so many clients at once are answered by."""
+    asking = [client(home, "info", "-f", "{{.pid}}") for _ in range(clients)]
+    said = [each.communicate(timeout=120) for each in asking]
+    assert [each.returncode for each in asking] == [0] * clients, said
+    return {int(out) for out, _ in said}
+
+
+def ends(pid: int) -> None:
+    until(f"the end of {pid}", lambda: not Path(f"/proc/{pid}").exists())
+
+
+def test_several_clients_at_once_start_one_daemon(home: Path) -> None:
+    pids = started(home, 3)
+    for pid in pids:
+        os.kill(pid, signal.SIGTERM)
+        ends(pid)
+    assert len(pids) == 1
+
+
+def test_a_daemon_that_a_client_started_ends_when_idle(home: Path) -> None:
+    configure(home, "[daemon]\nidle_timeout = 2\n")
+    (pid,) = started(home, 1)
+    ends(pid)
     assert not (home / "run" / "ocibuildd" / "ocibuildd.sock").exists()
     log = (home / ".local" / "state" / "ocibuildd" / "ocibuildd.log").read_text()
     assert '"message": "ended"' in log
 
 
 def test_a_daemon_that_cannot_start_says_why_through_the_client(home: Path) -> None:
-    (home / ".config" / "ocibuildd" / "ocibuildd.toml").write_text("[daemno]\n")
+    configure(home, "[daemno]\n")
     failed = client(home, "images")
     out, err = failed.communicate(timeout=60)
     assert (failed.returncode, out) == (1, "")

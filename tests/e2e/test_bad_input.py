@@ -187,7 +187,7 @@ def test_two_daemons_never_share_a_state_directory(make_daemon: Callable[..., An
         env=daemon.env,
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=PATIENCE,
         check=False,
     )
     assert second.returncode != 0

@@ -11,7 +11,6 @@ import os
 import subprocess
 import tarfile
 import threading
-import time
 from bz2 import compress as bzip2
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -20,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fixtures import accepts
+from patience import PATIENCE, until
 
 Context = Callable[..., Path]
 WHEN = "Sun, 09 Sep 2001 01:46:40 GMT"
@@ -273,10 +274,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Repository]
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:
-        for _ in range(100):
-            if all(_answers(each) for each in (port, port + 1)):
-                break
-            time.sleep(0.05)
+        until("both servers", lambda: accepts(port) and accepts(port + 1))
         yield Repository(
             f"git://127.0.0.1:{port}/work",
             f"http://127.0.0.1:{port + 1}/bare.git",
@@ -286,17 +284,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Repository]
     finally:
         for process in (daemon, web):
             process.terminate()
-            process.wait(5)
-
-
-def _answers(port: int) -> bool:
-    import socket
-
-    try:
-        socket.create_connection(("127.0.0.1", port), 1).close()
-    except OSError:
-        return False
-    return True
+            process.wait(PATIENCE)
 
 
 def _free() -> int:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from patience import PATIENCE, until
 
 Context = Callable[..., Path]
 
@@ -318,18 +319,15 @@ def agent(key: Path, tmp_path: Path) -> Iterator[dict[str, str]]:
     )
     env = {"SSH_AUTH_SOCK": str(socket)}
     try:
-        for _ in range(100):
-            done = subprocess.run(
-                ["ssh-add", "-q", str(key)], env={**os.environ, **env}, capture_output=True
-            )
-            if done.returncode == 0:
-                break
-        else:
-            raise AssertionError(done.stderr)
+        add = ["ssh-add", "-q", str(key)]
+        until(
+            "the agent's answer",
+            lambda: not subprocess.run(add, env={**os.environ, **env}, check=False).returncode,
+        )
         yield env
     finally:
         process.terminate()
-        process.wait(5)
+        process.wait(PATIENCE)
 
 
 def test_a_forwarded_agent_lists_and_signs_and_forgets_nothing(

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fixtures import accepts, free_port
+from patience import until
 
 from ocibuildd.errors import BuildError, Corrupt, InvalidArgument, NotFound
 from ocibuildd.executor.git import _cause, checkout
@@ -59,20 +59,13 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Repository]
     (path / "f").write_text("two")
     git(path, "commit", "-q", "-a", "-m", "two")
     second = git(path, "rev-parse", "HEAD")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     daemon = subprocess.Popen(
         ["/usr/lib/git-core/git-daemon", f"--base-path={base}", "--export-all", "--reuseaddr",
          "--listen=127.0.0.1", f"--port={port}"], stderr=subprocess.DEVNULL, start_new_session=True,
     )
     try:
-        for _ in range(100):
-            try:
-                socket.create_connection(("127.0.0.1", port), 1).close()
-                break
-            except OSError:
-                time.sleep(0.05)
+        until("git's daemon", lambda: accepts(port))
         yield Repository(f"git://127.0.0.1:{port}/repo", path, first, second)
     finally:
         daemon.kill()

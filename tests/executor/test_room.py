@@ -50,9 +50,10 @@ async def test_a_step_is_stopped_when_the_disk_runs_low(
 
 
 async def test_a_cancelled_step_has_ended_before_its_caller(space: Space) -> None:
-    ended = []
+    ended, begun = [], asyncio.Event()
 
     async def step() -> None:
+        begun.set()
         try:
             await asyncio.sleep(60)
         except asyncio.CancelledError:
@@ -61,7 +62,7 @@ async def test_a_cancelled_step_has_ended_before_its_caller(space: Space) -> Non
             raise
 
     task = asyncio.ensure_future(room.while_there_is_room(space, step()))
-    await asyncio.sleep(0.005)
+    await begun.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import gzip
 import io
 import shutil
-import signal
-import socket
-import subprocess
 import tarfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fixtures import serve_registry
 
 from ocibuildd.errors import Unsupported
 from ocibuildd.executor.image import ImagePuller
@@ -96,30 +93,12 @@ async def rig(make_rig: Any) -> Rig:
 
 
 @pytest.fixture
-async def registry_host(tmp_path: Path) -> AsyncIterator[str]:
+def registry_host(tmp_path: Path) -> Iterator[str]:
     """docker-registry, plain HTTP on loopback."""
     if not shutil.which("docker-registry"):
         pytest.skip("docker-registry is not installed")
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port = sock.getsockname()[1]
-    config = tmp_path / "registry.yml"
-    config.write_text(
-        f"version: 0.1\nlog: {{level: error}}\nstorage:\n  filesystem: {{rootdirectory: {tmp_path}/registry}}\n"
-        f"  delete: {{enabled: true}}\nhttp: {{addr: 127.0.0.1:{port}}}\n"
-    )
-    process = subprocess.Popen(
-        ["docker-registry", "serve", config], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    for _ in range(200):
-        try:
-            socket.create_connection(("127.0.0.1", port), 1).close()
-            break
-        except OSError:
-            await asyncio.sleep(0.02)
-    yield f"127.0.0.1:{port}"
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    with serve_registry(tmp_path) as host:
+        yield host
 
 
 def make_tar(files: dict[str, bytes], mode: str = "w") -> bytes:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from faulty_registry import Faults, FaultyRegistry, serving
+from patience import PATIENCE
 
 from ocibuildd.model.digest import Digest
 from ocibuildd.model.oci import MEDIA_LAYER_GZIP, Descriptor
@@ -56,7 +57,7 @@ async def make_client(waits: Waits) -> AsyncIterator[Callable[..., RegistryClien
 
     def make(config: RegistryConfig | None = None, **options: Any) -> RegistryClient:
         config = config or RegistryConfig(
-            attempts=4, read_timeout=0.3, push_timeout=0.3, connect_timeout=2.0
+            attempts=4, read_timeout=PATIENCE, push_timeout=PATIENCE, connect_timeout=PATIENCE
         )
         client = RegistryClient(
             config, transport=Transport(config, sleep=waits, jitter=lambda: 0.0), **options
@@ -72,6 +73,12 @@ async def make_client(waits: Waits) -> AsyncIterator[Callable[..., RegistryClien
 @pytest.fixture
 def client(make_client: Callable[..., RegistryClient]) -> RegistryClient:
     return make_client()
+
+
+@pytest.fixture
+def impatient() -> RegistryConfig:
+    """For registries that never answer: where one is honest a timeout is only one more attempt."""
+    return RegistryConfig(attempts=4, read_timeout=0.3, push_timeout=0.6)
 
 
 @pytest.fixture

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 from aiohttp import web
 from faulty_registry import Faults
+from patience import PATIENCE
 
 from ocibuildd.errors import Corrupt, Denied, NotFound, RegistryError, TooLarge
 from ocibuildd.model.digest import Digest
 from ocibuildd.model.oci import MEDIA_MANIFEST
 from ocibuildd.model.request import RegistryAuth
-from ocibuildd.registry.config import RegistryConfig
 
 DATA = bytes(range(256)) * 4000
 USER = RegistryAuth("user", "secret")
@@ -25,7 +25,7 @@ OK = None
 
 async def never_reads(request: Any, handler: Any) -> Any:
     """Takes the headers and nothing more."""
-    await asyncio.sleep(30)
+    await asyncio.sleep(2 * PATIENCE)
     return await handler(request)
 
 
@@ -67,7 +67,7 @@ FAULTS: dict[str, Any] = {
     "503": Faults.status(503, Retry_After="Wed, 21 Oct 2015 07:28:00 GMT"),
     "reset": Faults.reset,
     "cut": Faults.cut(10),
-    "slow": Faults.slow(1.0),
+    "slow": Faults.slow(2 * PATIENCE),
     "never reads": never_reads,
     "refuses at once": refuses_at_once,
     "half headers": half_headers,
@@ -84,6 +84,8 @@ FAULTS: dict[str, Any] = {
 ONCE = {"429", "500", "502", "503", "reset", "cut", "slow", "never reads", "refuses at once",
         "half headers", "no http"}  # fmt: skip
 """Faults that are met once and then overcome."""
+SILENT = {"slow", "never reads"}
+"""Faults that only a timeout tells."""
 # What a fault leads to on: GET manifest, GET blob, PUT blob, PUT manifest.
 TABLE: list[tuple[str, Any, Any, Any, Any]] = [
     *((name, OK, OK, OK, OK) for name in sorted(ONCE)),
@@ -137,14 +139,14 @@ def blob(tmp_path: Any) -> Any:
 @pytest.mark.parametrize(
     ("fault", "kind", "expected"), CASES, ids=[f"{c[0]}-{c[1]}" for c in CASES]
 )
-async def test_a_fault_is_overcome_or_told(make_client, registry, ref, blob, fault, kind, expected):
+async def test_a_fault_is_overcome_or_told(
+    make_client, impatient, registry, ref, blob, fault, kind, expected
+):
     registry.auth = "bearer"
-    client = make_client(
-        RegistryConfig(attempts=4, read_timeout=0.3, push_timeout=0.3, connect_timeout=2.0)
-    )
+    client = make_client(impatient if fault in SILENT else None)
     registry.break_(PATTERNS[kind], FAULTS[fault], times=1 if fault in ONCE else 99)
     work = (pull_manifest, pull_blob, push_blob, push_manifest)[kind](client, registry, ref, blob)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(2 * PATIENCE):
         if expected is OK:
             await work
         else:

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import pytest
+from patience import PATIENCE
 
 from ocibuildd.errors import (
     BuildError,
@@ -122,10 +123,12 @@ async def test_a_connection_reset_is_tried_again(client, registry, ref, faults):
     assert (await client.resolve(ref)).data == data
 
 
-async def test_a_registry_that_never_answers_is_given_up(client, registry, ref, faults):
-    registry.break_("GET .*manifests", faults.slow(1.0), times=99)
+async def test_a_registry_that_never_answers_is_given_up(
+    make_client, impatient, registry, ref, faults
+):
+    registry.break_("GET .*manifests", faults.slow(2 * PATIENCE), times=99)
     with pytest.raises(RegistryError, match="no answer in time") as caught:
-        await client.resolve(ref)
+        await make_client(impatient).resolve(ref)
     assert caught.value.details["unreachable"]
 
 

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from patience import PATIENCE
 
 from ocibuildd.errors import Corrupt, Denied, RegistryError, TooLarge, Unauthorized
 from ocibuildd.model.digest import Digest
@@ -119,11 +120,12 @@ async def test_an_upload_may_take_longer_than_an_answer(make_client, registry, r
     path, descriptor = blob
 
     async def slowly(request: Any, handler: Any) -> Any:
-        await asyncio.sleep(0.4)
+        await asyncio.sleep(0.5)
         return await handler(request)
 
     registry.break_("PUT .*uploads", slowly)
-    client = make_client(RegistryConfig(attempts=1, read_timeout=0.1, push_timeout=10.0))
+    # What is asked before may be asked again on a slow machine; a second upload would be seen.
+    client = make_client(RegistryConfig(attempts=4, read_timeout=0.3, push_timeout=PATIENCE))
     assert await client.push_blob(ref, descriptor, path) == "pushed"
     assert len(registry.methods("(PUT|PATCH) .*uploads")) == 1
 
@@ -313,14 +315,17 @@ async def test_a_repository_that_is_known_to_have_a_blob_is_asked_to_lend_it(
 
 
 async def test_uploads_are_bounded(make_client, registry, ref, tmp_path, faults):
-    running, most = 0, 0
+    running, most, met = 0, 0, asyncio.Event()
 
     async def count(request: Any, handler: Any) -> Any:
         nonlocal running, most
         running += 1
         most = max(most, running)
+        if running == 2:
+            met.set()
         try:
-            return await faults.slow(0.02)(request, handler)
+            await asyncio.wait_for(met.wait(), PATIENCE)
+            return await faults.slow(0.02)(request, handler)  # a third might come
         finally:
             running -= 1
 

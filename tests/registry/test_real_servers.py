@@ -6,7 +6,6 @@ import asyncio
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import textwrap
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -15,6 +14,8 @@ from typing import Any
 
 import pytest
 import trustme
+from fixtures import accepts, free_port
+from patience import eventually
 
 from ocibuildd.errors import NotFound, RegistryError, Unauthorized
 from ocibuildd.model.digest import Digest
@@ -32,12 +33,6 @@ CONFIG = (
     b'{"architecture":"amd64","os":"linux","config":{},"rootfs":{"type":"layers","diff_ids":[]}}'
 )
 USER = RegistryAuth("user", "pässword")
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 @pytest.fixture
@@ -61,13 +56,8 @@ async def start(tmp_path: Path) -> AsyncIterator[Callable[..., Awaitable[str]]]:
                 stderr=subprocess.DEVNULL,
             )
         )
-        for _ in range(200):
-            try:
-                socket.create_connection(("127.0.0.1", port), 1).close()
-                return f"127.0.0.1:{port}"
-            except OSError:
-                await asyncio.sleep(0.02)
-        raise AssertionError("docker-registry doesn't start")
+        await eventually("docker-registry", lambda: accepts(port))
+        return f"127.0.0.1:{port}"
 
     yield run
     for process in processes:

@@ -9,14 +9,16 @@ import struct
 import termios
 
 import pytest
+from patience import PATIENCE
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 async def on_terminal(box, script: str, typed: bytes = b"", size=(24, 80), **changes):
-    """Run a script on a terminal; (outcome, what was shown)."""
-    shown = bytearray()
+    """Run a script on a terminal; (outcome, what was shown).  What is typed is so at its first words."""
+    shown, unread = bytearray(), [typed] if typed else []
     masters: list[int] = []
+    ended = asyncio.Event()
 
     def event(message, fds):
         assert message == {"event": "tty"}
@@ -24,8 +26,6 @@ async def on_terminal(box, script: str, typed: bytes = b"", size=(24, 80), **cha
         fcntl.ioctl(fds[0], termios.TIOCSWINSZ, struct.pack("HHHH", *size, 0, 0))
         os.set_blocking(fds[0], False)
         asyncio.get_running_loop().add_reader(fds[0], read)
-        if typed:
-            asyncio.get_running_loop().call_later(0.3, os.write, fds[0], typed)
 
     def read():
         try:
@@ -34,13 +34,14 @@ async def on_terminal(box, script: str, typed: bytes = b"", size=(24, 80), **cha
             data = b""
         if not data:
             asyncio.get_running_loop().remove_reader(masters[0])
+            ended.set()
+        elif unread:
+            os.write(masters[0], unread.pop())
         shown.extend(data)
 
-    spec = box.spec("/bin/sh", "-c", script, tty=True, limits={"timeout": 10}, **changes)
+    spec = box.spec("/bin/sh", "-c", script, tty=True, limits={"timeout": PATIENCE}, **changes)
     outcome = await box.client.call("run", spec, [], event)
-    for _ in range(10):
-        await asyncio.sleep(0.01)
-    asyncio.get_running_loop().remove_reader(masters[0])
+    await asyncio.wait_for(ended.wait(), PATIENCE)
     os.close(masters[0])
     return outcome, shown.decode().replace("\r\n", "\n")
 
@@ -52,7 +53,7 @@ async def test_a_step_has_a_controlling_terminal_of_its_own_devpts(box):
 
 
 async def test_what_is_typed_arrives_and_the_size_is_the_callers(box):
-    _, shown = await on_terminal(box, "read line; echo got $line; stty size", b"hello\n", size=(33, 99))
+    _, shown = await on_terminal(box, "echo type; read line; echo got $line; stty size", b"hello\n", size=(33, 99))
     assert "got hello" in shown
     assert "33 99" in shown
 
@@ -63,6 +64,6 @@ async def test_a_user_owns_its_terminal_and_console_is_it(box):
 
 
 async def test_job_control_works(box):
-    outcome, shown = await on_terminal(box, "cat; echo after", b"\x03", user="app")
+    outcome, shown = await on_terminal(box, "echo type; cat; echo after", b"\x03", user="app")
     assert outcome["exit_code"] in {0, 130}
     assert "^C" in shown
