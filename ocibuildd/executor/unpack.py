@@ -145,12 +145,13 @@ class Unpacker:
                             below = layer is not layers[0]
                             group.create_task(self._guard(self._ensure(layer, below, emit, half)))
                 await self._over_parents(chain, half, emit)
+                layers = self._store.layers.chain(chain)
         except BaseExceptionGroup as error:
             raise first_cause(error) from None
         finally:
             while half:
                 self.discard(half.popitem()[1].tree)
-        return [layer.tree for layer in self._store.layers.chain(chain)]
+        return [layer.tree for layer in layers]
 
     async def _guard(self, work: Any) -> None:
         async with self._slots:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 MAX_DIRECTORIES = 16
@@ -33,7 +33,7 @@ def untouched(upper: Path, lowers: Sequence[Path]) -> bool:
                 if count > MAX_DIRECTORIES or not entry.is_dir(follow_symlinks=False):
                     return False
                 below = f"{path}/{entry.name}" if path else entry.name
-                if not _same(upper / below, [lower / below for lower in reversed(lowers)]):
+                if not _same(upper / below, (lower / below for lower in reversed(lowers))):
                     return False
                 pending.append(below)
     except OSError:
@@ -41,7 +41,7 @@ def untouched(upper: Path, lowers: Sequence[Path]) -> bool:
     return True
 
 
-def _same(mine: Path, theirs: Sequence[Path]) -> bool:
+def _same(mine: Path, theirs: Iterable[Path]) -> bool:
     """Is a directory as the topmost one below it?"""
     now = os.lstat(mine)
     xattrs = _xattrs(mine)
