@@ -401,7 +401,7 @@ class Build:
         secrets = decode_secrets(self.request)
         return await fetch_context(
             url, self._site.nsd, self._site.downloads, secrets, self._scratch,
-            lambda digest: self._lease.add(blobs=(digest,)),
+            lambda digest: self._lease.add(blobs=(digest,)), classic=self.request.compat == "docker",
         )
 
     # --- caches elsewhere -----------------------------------------------------------------------

@@ -99,12 +99,14 @@ class SourceCache(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class HttpFile:
-    """A download: ``identity`` is over content, name, mode and owner; ``modified`` seconds or None."""
+    """A download: ``identity`` is over content, name, mode and owner; ``modified`` seconds or None;
+    ``media_type``: the Content-Type, "" = none was told."""
 
     directory: Directory
     identity: str
     digest: Digest
     modified: float | None = None
+    media_type: str = ""
 
 
 @dataclass(slots=True)
@@ -176,7 +178,7 @@ class Downloads:
         finally:
             writer.abort()
         value = {"digest": str(digest), "size": size, "etag": got.etag, "modified": got.modified,
-                 "disposition": got.disposition}
+                 "disposition": got.disposition, "type": got.media_type}
         self.sources.put("http", key, value)
         return value
 
@@ -200,7 +202,7 @@ class Downloads:
         identity = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
         return HttpFile(
             Directory(fd, remote=True, temporary=root), identity, digest,
-            last_modified(value.get("modified", "")),
+            last_modified(value.get("modified", "")), value.get("type", ""),
         )
 
 

@@ -261,6 +261,8 @@ def server() -> Iterator[str]:
         "/context.tar": (archive, "application/x-tar"),
         "/context.tgz": (gzip.compress(archive), "application/octet-stream"),
         "/dockerfile": (f"{BASE}RUN echo lone\n".encode(), "text/plain"),
+        "/untyped": (f"{BASE}RUN echo lone\n".encode(), "application/octet-stream"),
+        "/page": (b"<!doctype html>", "text/html; charset=utf-8"),
     }
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -290,6 +292,7 @@ def server() -> Iterator[str]:
         ("remote={}/context.tar&dockerfile=custom", "right"),
         ("remote={}/context.tgz&dockerfile=custom", "right"),
         ("remote={}/dockerfile&dockerfile=ignored", "lone"),
+        ("remote={}/untyped", "lone"),
     ],
 )
 def test_a_remote_context_is_fetched(engine: Engine, server: str, query: str, said: str) -> None:
@@ -297,6 +300,13 @@ def test_a_remote_context_is_fetched(engine: Engine, server: str, query: str, sa
     answer = engine("POST", path, headers={"Content-Type": "application/json"})
     assert f"\n{said}\n" in answer.text
     assert "ignored" not in answer.text
+
+
+def test_a_remote_context_of_another_type_is_no_dockerfile(engine: Engine, server: str) -> None:
+    for _ in range(2):  # the second answer is the kept one's
+        answer = engine("POST", f"/build?remote={server}/page")
+        wanted = f"error detecting content type for remote {server}/page: unsupported Content-Type"
+        assert answer.error.startswith(f'{wanted} "text/html; charset=utf-8"')
 
 
 def test_a_remote_context_that_is_not_there_is_a_plain_error(engine: Engine, server: str) -> None:
