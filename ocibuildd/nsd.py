@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from . import errors, syscalls
-from .sandbox import probe, roots, spec, userns, wire
+from .sandbox import probe, roots, sources, spec, userns, wire
 from .sandbox.site import Site
 from .sandbox.zygote import READY_SECONDS, Job, Zygote
 
@@ -66,6 +66,11 @@ def inherit(site: Site, args: Arguments, _fds: list[int]) -> dict[str, Any]:
     with site.rooted(args["lowers"]) as root:
         wanted = parents.asked(args["parents"])
         return {"done": parents.inherit(tree, root, wanted, squash=site.squash)}
+
+
+def fill(site: Site, args: Arguments, _fds: list[int]) -> dict[str, Any]:
+    """A cache mount's first content."""
+    return {"filled": sources.fill(site, spec.cache_mount(args))}
 
 
 def diff(site: Site, args: Arguments, fds: list[int]) -> dict[str, Any]:
@@ -282,8 +287,8 @@ def describe(site: Site, _args: Arguments, _fds: list[int]) -> dict[str, Any]:
 
 JOBS: dict[str, Job] = {
     "describe": describe,
-    "apply": apply, "inherit": inherit, "diff": diff, "pack": pack, "checksum": checksum, "lookup": lookup,
-    "archive": archive, "compare": compare, "unpack": unpack, "remove": remove,
+    "apply": apply, "inherit": inherit, "fill": fill, "diff": diff, "pack": pack, "checksum": checksum,
+    "lookup": lookup, "archive": archive, "compare": compare, "unpack": unpack, "remove": remove,
     "measure": measure, "recompress": recompress, "replicate": replicate,
 }
 

@@ -17,6 +17,7 @@ file system.  Owners in trees are "container id + ``Capabilities.shift``" (1 in 
                  (with ``tty``: one fd, the pty's slave side is made inside; main gets the master by event)
     apply        {tree, lowers, expect_diff_id, limits, lenient} → Applied   fds: input (file or pipe)
     inherit      {tree, lowers, parents} → {done}                      (parents as below; else apply over lowers)
+    fill         MountSpec (a cache with lowers) → {filled}            (``run`` sees to it: nobody else calls it)
     diff         {tree, lowers, output: Output} → Packed               fds: blob (file, written from 0)
     pack         {sources, copy, lowers, output} → Packed              fds: blob, source directories …
     checksum     {source, paths, …} → Checksum                         fds: [source directory]

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 from .. import errors, syscalls
 from ..ports import Capabilities, Requirement
@@ -84,6 +85,8 @@ class NsdClient:
         self._starting = asyncio.Lock()
         self._closed = False
         self._ready: dict[str, Any] = {}
+        self._filling: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        """For each cache that is being filled."""
 
     @property
     def pid(self) -> int:
@@ -118,6 +121,7 @@ class NsdClient:
         head: dict[str, Any] = {"job": job}
         if job == "run":
             head["network"] = args.get("network")
+            await self._fill(args.get("mounts"))
         data = json.dumps(head).encode() + b"\n" + json.dumps(args).encode()
         ours, theirs = wire.pair()
         try:
@@ -131,6 +135,17 @@ class NsdClient:
                 raise
         finally:
             ours.close()
+
+    async def _fill(self, mounts: Any) -> None:
+        """Caches that begin with a copy of something: by jobs, so that nsd itself goes on meanwhile."""
+        for mount in mounts or ():
+            if isinstance(mount, dict) and mount.get("kind") == "cache" and mount.get("lowers"):
+                path = str(mount.get("path"))
+                lock = self._filling.get(path)
+                if lock is None:
+                    lock = self._filling[path] = asyncio.Lock()
+                async with lock:
+                    await self.call("fill", mount)
 
     async def _send(self, data: bytes, fds: list[int]) -> _Process:
         """To whichever nsd takes it: one that is dying isn't dead yet, and has taken nothing."""

@@ -1,10 +1,11 @@
 """What a sandbox is made of on our side: upper directories, mounts behind mounts, files to show, descriptors.
 
-Runs in nsd itself (user namespace U0), where the store can be reached.
+Runs in nsd itself (user namespace U0), where the store can be reached; ``fill`` in a job of its own.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 import uuid
@@ -55,38 +56,81 @@ def source_of(site: Site, mount: spec.Mount, trash: list[bytes]) -> int:
         os.close(path)
 
 
-def _cache(site: Site, mount: spec.Mount) -> int:
-    """A cache's directory; on first use it gets its owner, its mode, and a copy of its base if it has one."""
-    path = os.fsencode(mount.path)
+def _is_fresh(site: Site, path: bytes) -> bool:
+    """Is there no such cache yet?  One that main has made belongs to the daemon's user, which no sandbox has when
+    ids are shifted."""
     try:
-        os.mkdir(path, mount.mode)
-        fresh = True
-    except FileExistsError:
-        # One that main has made belongs to the daemon's user, which no sandbox has when ids are shifted.
-        fresh = site.shift > 0 and os.stat(path, follow_symlinks=False).st_uid == 0
+        return site.shift > 0 and os.stat(path, follow_symlinks=False).st_uid == 0
+    except FileNotFoundError:
+        return True
+
+
+def _cache(site: Site, mount: spec.Mount) -> int:
+    """A cache's directory; on first use it gets its owner and its mode.  One with a base was filled by then."""
+    path = os.fsencode(mount.path)
+    if _is_fresh(site, path):
+        if mount.lowers:
+            raise errors.NotFound(f"mount {mount.target}: the cache {mount.path} is not filled with its base yet")
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(path, mount.mode)
+        _hand_over(site, mount, path)
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        if fresh:
-            if mount.lowers:
-                _copy_base(site, mount, fd)
-            if not site.squash:
-                os.fchown(fd, mount.uid + site.shift, mount.gid + site.shift)
-            os.fchmod(fd, mount.mode)
         return mounts.bind(fd)
     finally:
         os.close(fd)
 
 
-def _copy_base(site: Site, mount: spec.Mount, fd: int) -> None:
-    with site.mounted(mount.lowers) as root:
-        if root is None:
-            return
-        source = mount.source.encode("utf-8", "surrogateescape") or b"."
-        base = syscalls.open_in_root(root, source, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            trees.copy_below(base, fd)
-        finally:
-            os.close(base)
+def _hand_over(site: Site, mount: spec.Mount, path: bytes) -> None:
+    """To the owner whom the mount names, with the mode."""
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        if not site.squash:
+            os.fchown(fd, mount.uid + site.shift, mount.gid + site.shift)
+        os.fchmod(fd, mount.mode)
+    finally:
+        os.close(fd)
+
+
+def fill(site: Site, mount: spec.Mount) -> bool:
+    """The first content of a cache mount that has a base: a copy of that, there whole or not at all; False: it was
+    there already.  A job of its own, which takes as long as the base is large; one at a time for each cache.
+
+    Raises NotFound (the base has no such directory), OSError."""
+    path = os.fsencode(mount.path)
+    if not _is_fresh(site, path):
+        return False
+    making = path + b".new"
+    trees.discard(making)  # of a job that was ended
+    os.mkdir(making, 0o700)
+    try:
+        _copy_base(site, mount, making)
+        _hand_over(site, mount, making)
+        trees.discard(path)  # main's: no sandbox ever had it
+        os.rename(making, path)
+    except BaseException:
+        trees.discard(making)
+        raise
+    return True
+
+
+def _copy_base(site: Site, mount: spec.Mount, into: bytes) -> None:
+    target = os.open(into, os.O_RDONLY | os.O_NOFOLLOW | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        with site.rooted(mount.lowers) as root:
+            source = mount.source.encode("utf-8", "surrogateescape") or b"."
+            try:
+                base = syscalls.open_in_root(root, source, os.O_RDONLY | os.O_DIRECTORY)
+            except OSError as error:
+                raise errors.NotFound(
+                    f"mount {mount.target}: source /{mount.source}: {error.strerror}"
+                ) from None
+            try:
+                trees.copy_below(base, target)
+            finally:
+                os.close(base)
+    finally:
+        os.close(target)
 
 
 def _socket(site: Site, mount: spec.Mount) -> int:

@@ -248,6 +248,14 @@ def _integer(value: Any, key: str, low: int, high: int) -> int:
     return value
 
 
+def cache_mount(value: Any) -> Mount:
+    """A MountSpec of kind "cache" that has a base.  Raises InvalidArgument."""
+    mount = _mount(value)
+    if mount.kind != "cache" or not mount.lowers:
+        raise InvalidArgument("fill: a cache mount with lowers wanted")
+    return mount
+
+
 def _mount(spec: Any) -> Mount:
     if not isinstance(spec, Mapping) or spec.get("kind") not in KINDS:
         raise InvalidArgument("run: a mount of no known kind")

@@ -7,6 +7,7 @@ import base64
 import os
 import socket
 import stat
+from pathlib import Path
 
 import pytest
 
@@ -91,6 +92,52 @@ async def test_a_cache_starts_as_a_copy_of_its_base(box):
     assert result.output == "from the base"
     assert (await box.sh("cat /cache/l", mounts=[mount])).output == "more\n"
     assert (box.upper(tree) / "seed/a/f").read_bytes() == b"from the base"
+
+
+async def on_a_base(box, **change):
+    """A cache mount that begins with a tree's directory."""
+    tree = box.new_tree()
+    await box.tree_of(tree, {"seed/": b"", "seed/f": b"from the base"})
+    return {"kind": "cache", "target": "/cache", "readonly": False, "path": str(box.state / f"cache-{tree}"),
+            "lowers": [tree], "source": "/seed", "uid": 1000, "gid": 1000, "mode": 0o750, **change}
+
+
+async def test_a_cache_is_filled_by_a_job_of_its_own(box):
+    based = await on_a_base(box)
+    assert await box.client.call("fill", based) == {"filled": True}
+    assert await box.client.call("fill", based) == {"filled": False}
+    result = await box.sh("cat /cache/f; stat -c ' %a %u %g' /cache", mounts=[based])
+    assert result.output == "from the base 750 1000 1000\n"
+
+
+async def test_what_a_fill_that_was_ended_left_does_not_count(box):
+    based = await on_a_base(box)
+    half = Path(based["path"] + ".new")
+    half.mkdir()
+    (half / "part").write_bytes(b"")
+    assert (await box.sh("ls /cache", mounts=[based])).lines == ["f"]
+    assert not half.exists()
+
+
+async def test_steps_that_begin_at_once_share_a_cache_with_a_base(box):
+    based = await on_a_base(box)
+    results = await asyncio.gather(*(box.sh("cat /cache/f", mounts=[based]) for _ in range(4)))
+    assert {result.output for result in results} == {"from the base"}
+
+
+async def test_a_base_that_is_not_there_leaves_no_cache(box):
+    based = await on_a_base(box, source="/nosuch")
+    with pytest.raises(errors.NotFound, match="mount /cache: source /nosuch"):
+        await box.sh("true", mounts=[based])
+    path = Path(based["path"])
+    assert list(path.parent.glob(f"{path.name}*")) == []
+
+
+@pytest.mark.parametrize("change", [{"lowers": []}, {"kind": "tmpfs"}, {"path": "relative"}])
+async def test_only_a_cache_with_a_base_is_filled(box, change):
+    based = await on_a_base(box, **change)
+    with pytest.raises(errors.InvalidArgument):
+        await box.client.call("fill", based)
 
 
 async def test_a_part_of_a_chain_is_read_only(box):
