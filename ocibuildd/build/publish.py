@@ -311,7 +311,7 @@ class Publisher:
             lowers = await trees.ensure_trees(each.final.chain)
             if output.type == "tar" or output.dest in ("", "-"):
                 flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
-                await self._archive({"lowers": lowers}, path, flags)
+                await self._archive({"lowers": lowers, "clamp": each.plan.epoch}, path, flags)
                 continue
             target = path
             if flag(output.attrs, "platform-split", len(order.formed.ready) > 1):

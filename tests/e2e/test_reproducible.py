@@ -202,3 +202,14 @@ def test_verify_says_what_it_cannot_do(daemon: Any) -> None:
     imported = daemon("verify", "busybox")
     assert imported.code == 1
     assert "no build" in imported.err
+
+
+def test_a_tar_of_the_files_has_no_time_after_the_epoch(daemon: Any, context: Any, tmp_path: Path) -> None:
+    import tarfile
+
+    path = context(Dockerfile="FROM busybox\nRUN touch /late\n")
+    output = f"type=tar,dest={tmp_path}/files.tar"
+    daemon.ok("build", "--build-arg", f"SOURCE_DATE_EPOCH={FIXED}", "-o", output, path)
+    with tarfile.open(tmp_path / "files.tar") as files:
+        assert files.getmember("late").mtime == FIXED
+        assert max(each.mtime for each in files) == FIXED
