@@ -201,7 +201,8 @@ def _wants_help(name: str, rest: list[str]) -> bool:
 def _help(name: str, doc: str) -> str:
     """A command's docstring as its help: the summary, usage and options stand in it."""
     lines = doc.strip("\n").split("\n")
-    text = "\n".join(line.removeprefix("    ") for line in lines).rstrip()
+    indent = " " * (len(lines[0]) - len(lines[0].lstrip()))
+    text = "\n".join(line.removeprefix(indent) for line in lines).rstrip()
     return text.replace("COMMAND_NAME", name)
 
 

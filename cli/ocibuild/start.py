@@ -54,7 +54,7 @@ def connect(host: str | None = None, *, start: bool = True) -> Connection:
         return Connection(path)
     except ConnectionFailed as error:
         if configured or not start:
-            hint = "is the daemon running? start it with: ocibuildd"
+            hint = f"is the daemon running? start it with: ocibuildd{f' --socket {path}' if configured else ''}"
             if isinstance(error.__cause__, PermissionError):
                 hint = "the socket belongs to another user"
             raise ConnectionFailed(error.message, hint) from error

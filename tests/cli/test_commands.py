@@ -184,6 +184,12 @@ def test_a_prune_counts_what_went(fake: FakeDaemon, cli: Cli) -> None:
     assert cli("prune", "-f").out == "Deleted: 2 images, 1 mount\nTotal reclaimed space: 3B\n"
 
 
+def test_help_keeps_its_columns(cli: Cli) -> None:
+    lines = cli("build", "--help").out.split("\n")
+    at = next(number for number, line in enumerate(lines) if line.startswith("  -o, --output"))
+    assert lines[at].index("What to make") == lines[at + 1].index("[,dest=PATH")
+
+
 def test_run_knows_the_networks_there_are(fake: FakeDaemon, cli: Cli) -> None:
     done = cli("run", "--network", "hots", "busybox")
     assert (done.code, fake.requests) == (125, [])

@@ -28,8 +28,8 @@ Options:
   -t, --tag NAME...            Name the image (NAME[:TAG])
   -f, --file PATH              The Dockerfile (default: PATH/Dockerfile; - = standard input)
   -q, --quiet                  Print the image's id only
-  -o, --output SPEC...         What to make: type=image|registry|oci|docker|tar|local[,dest=PATH]
-                               [,name=…,push=true,compression=gzip|zstd|uncompressed,…]
+  -o, --output SPEC...         What to make: type=image|registry|oci|docker|tar|local|cacheonly
+                               [,dest=PATH,name=…,push=true,compression=gzip|zstd|uncompressed,…]
   --push                       Push the image to its registry; the same as -o type=registry
   --load                       Keep the image here as well (it always is, but for -o)
   --build-arg KEY[=VALUE]...   Set an ARG; without a value, the variable of that name
