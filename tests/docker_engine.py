@@ -7,6 +7,7 @@ import io
 import json
 import socket
 import tarfile
+from dataclasses import dataclass
 from typing import Any
 
 BASE = "FROM busybox\n"
@@ -25,6 +26,15 @@ def tar_of(files: Files) -> bytes:
             info.size = len(data)
             archive.addfile(info, io.BytesIO(data))
     return out.getvalue()
+
+
+@dataclass(frozen=True)
+class Page:
+    """What an HTTP server answers; with a place it leads there."""
+
+    body: bytes = b""
+    kind: str = "application/octet-stream"
+    place: str = ""
 
 
 class Answer:

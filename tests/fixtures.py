@@ -127,6 +127,19 @@ def debian_tar(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def tool(*args: object, cwd: Path) -> str:
+    """What another tool says, with its home and its files under ``cwd``; skips where it isn't installed."""
+    if not shutil.which(str(args[0])):
+        pytest.skip(f"{args[0]} is not installed")
+    home = dict.fromkeys(("HOME", "XDG_RUNTIME_DIR", "TMPDIR"), str(cwd))
+    done = subprocess.run(
+        [str(arg) for arg in args], capture_output=True, text=True, cwd=cwd, check=False,
+        env={"PATH": os.environ["PATH"], **home},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
 @dataclass(frozen=True)
 class Result:
     """How a command ended."""

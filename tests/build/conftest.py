@@ -35,6 +35,7 @@ from ocibuildd.model.oci import (
     encode,
 )
 from ocibuildd.model.request import BuildRequest, LocalContext
+from ocibuildd.registry.client import RegistryClient
 from ocibuildd.sandbox import launch
 from ocibuildd.store import Store
 from ocibuildd.store.images import Image
@@ -232,3 +233,11 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     """A build service with a busybox image, as whoever runs the tests."""
     async with running(tmp_path / "state") as made:
         yield made
+
+
+@pytest.fixture
+async def client() -> AsyncIterator[RegistryClient]:
+    """A client of registries that several services may have."""
+    made = RegistryClient()
+    yield made
+    await made.close()

@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fixtures import registry  # noqa: F401
 
 from ocibuildd.model.digest import Digest
 from ocibuildd.model.request import OutputSpec
-from ocibuildd.registry.client import RegistryClient
 from ocibuildd.store.check import checking, repair
 from ocibuildd.store.gc import finish
 
-spec = importlib.util.spec_from_file_location("build_bench", Path(__file__).with_name("conftest.py"))
-assert spec is not None
-assert spec.loader is not None
-bench_module = importlib.util.module_from_spec(spec)
-sys.modules["build_bench"] = bench_module
-spec.loader.exec_module(bench_module)
-running = bench_module.running
+from .conftest import running
 
 TEXT = "FROM busybox\nRUN echo a > /a\nRUN cat /a > /b\n"
 
@@ -79,22 +69,19 @@ async def test_a_damaged_config_is_written_again(bench: Any, context: Any) -> No
 
 
 async def test_a_base_that_lost_a_layer_is_pulled_again(
-    context: Any, tmp_path: Path, registry: str  # noqa: F811
+    context: Any, tmp_path: Path, registry: str, client: Any
 ) -> None:
-    client, base = RegistryClient(), f"{registry}/damaged/base:1"
+    base = f"{registry}/damaged/base:1"
     path = context(f"FROM {base}\nRUN cat /a\n", name="top")
-    try:
-        async with running(tmp_path / "one", client) as one:
-            (await one.build(context(TEXT), tags=(base,), push=True)).ok()
-        async with running(tmp_path / "two", client) as two:
-            (await two.build(path)).ok()
-            image = two.store.images.resolve(base).image
-            damaged = spoil(two, image, 1)
-            two.store.blobs.quarantine(damaged, "digest differs")
-            again = (await two.build(path)).ok()
-            told = [e["text"] for e in again.events if e["type"] == "message"]
-            assert any("the blob of a layer is lost: it is pulled again" in text for text in told)
-            assert two.store.blobs.verify(damaged) == ""
-            assert two.store.images.resolve(base).image == image
-    finally:
-        await client.close()
+    async with running(tmp_path / "one", client) as one:
+        (await one.build(context(TEXT), tags=(base,), push=True)).ok()
+    async with running(tmp_path / "two", client) as two:
+        (await two.build(path)).ok()
+        image = two.store.images.resolve(base).image
+        damaged = spoil(two, image, 1)
+        two.store.blobs.quarantine(damaged, "digest differs")
+        again = (await two.build(path)).ok()
+        told = [e["text"] for e in again.events if e["type"] == "message"]
+        assert any("the blob of a layer is lost: it is pulled again" in text for text in told)
+        assert two.store.blobs.verify(damaged) == ""
+        assert two.store.images.resolve(base).image == image

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -16,12 +14,7 @@ from ocibuildd.model.digest import Digest
 from ocibuildd.model.reference import Reference
 from ocibuildd.model.request import OutputSpec
 
-spec = importlib.util.spec_from_file_location("push_bench", Path(__file__).with_name("conftest.py"))
-assert spec is not None
-assert spec.loader is not None
-bench_module = importlib.util.module_from_spec(spec)
-sys.modules["push_bench"] = bench_module
-spec.loader.exec_module(bench_module)
+from .conftest import running
 
 UNTIL_GO = "RUN --mount=target=/c for i in $(seq 400); do test -e /c/go && exit 0; sleep 0.05; done; exit 1\n"
 """A step that ends well only if somebody makes the file ``go`` in the context while it runs."""
@@ -72,7 +65,7 @@ def registry() -> Registry:
 
 @pytest.fixture
 async def pushing(tmp_path: Path, registry: Registry) -> AsyncIterator[Any]:
-    async with bench_module.running(tmp_path / "state", registry) as made:
+    async with running(tmp_path / "state", registry) as made:
         yield made
 
 

@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fixtures import registry  # noqa: F401
 
 from ocibuildd.build.remote_cache import CacheConfig, CachedLayer, CachedRecord, extract, inject
 from ocibuildd.errors import Corrupt
 from ocibuildd.model.digest import Digest
 from ocibuildd.model.request import CacheSpec
-from ocibuildd.registry.client import RegistryClient
 from ocibuildd.store.policy import Policy
 
-spec = importlib.util.spec_from_file_location("build_bench", Path(__file__).with_name("conftest.py"))
-assert spec is not None
-assert spec.loader is not None
-bench_module = importlib.util.module_from_spec(spec)
-sys.modules["build_bench"] = bench_module
-spec.loader.exec_module(bench_module)
-running = bench_module.running
+from .conftest import running
 
 TEXT = (
     "FROM busybox AS a\nCOPY f /f\nRUN tr a-z A-Z < /f > /g\n"
@@ -67,23 +57,19 @@ async def test_a_cache_that_cant_be_read_is_a_warning(bench: Any, context: Any, 
 
 @pytest.mark.parametrize("kind", ["registry", "inline"])
 async def test_a_cache_in_a_registry_is_read_by_another_daemon(
-    kind: str, context: Any, tmp_path: Path, registry: str  # noqa: F811
+    kind: str, context: Any, tmp_path: Path, registry: str, client: Any
 ) -> None:
     path, ref = context(TEXT, {"f": kind}), f"{registry}/app:{kind}"
-    client = RegistryClient()
-    try:
-        async with running(tmp_path / "one", client) as one:
-            to = CacheSpec(kind, {"ref": f"{ref}-cache", "mode": "max"} if kind == "registry" else {})
-            first = (await one.build(path, cache_to=(to,), tags=(ref,), push=True)).ok()
-        async with running(tmp_path / "two", client) as two:
-            source = CacheSpec("registry", {"ref": f"{ref}-cache" if kind == "registry" else ref})
-            second = (await two.build(path, cache_from=(source,))).ok()
-            expected = 0 if kind == "registry" else 2
-            assert len(second.ran) == expected
-            assert await two.read(second.info.image, "h") == kind.upper().encode()
-            assert first.info.steps == 4
-    finally:
-        await client.close()
+    async with running(tmp_path / "one", client) as one:
+        to = CacheSpec(kind, {"ref": f"{ref}-cache", "mode": "max"} if kind == "registry" else {})
+        first = (await one.build(path, cache_to=(to,), tags=(ref,), push=True)).ok()
+    async with running(tmp_path / "two", client) as two:
+        source = CacheSpec("registry", {"ref": f"{ref}-cache" if kind == "registry" else ref})
+        second = (await two.build(path, cache_from=(source,))).ok()
+        expected = 0 if kind == "registry" else 2
+        assert len(second.ran) == expected
+        assert await two.read(second.info.image, "h") == kind.upper().encode()
+        assert first.info.steps == 4
 
 
 INLINE = (CacheSpec("inline", {}),)
@@ -115,21 +101,17 @@ def cache_warnings(built: Any) -> list[str]:
 
 
 async def test_an_image_without_a_cache_is_none_and_that_is_said(
-    context: Any, tmp_path: Path, registry: str  # noqa: F811
+    context: Any, tmp_path: Path, registry: str, client: Any
 ) -> None:
     path, ref = context("FROM busybox\nRUN echo a > /a\n"), f"{registry}/plain:1"
-    client = RegistryClient()
-    try:
-        async with running(tmp_path / "one", client) as one:
-            (await one.build(path, tags=(ref,), push=True)).ok()
-        async with running(tmp_path / "two", client) as two:
-            built = (await two.build(path, cache_from=(CacheSpec("registry", {"ref": ref}),))).ok()
-            (warning,) = cache_warnings(built)
-            assert f"cache {ref}: the image has no cache in it: not imported" in warning
-            assert "--cache-to" in warning
-            assert len(built.ran) == 1
-    finally:
-        await client.close()
+    async with running(tmp_path / "one", client) as one:
+        (await one.build(path, tags=(ref,), push=True)).ok()
+    async with running(tmp_path / "two", client) as two:
+        built = (await two.build(path, cache_from=(CacheSpec("registry", {"ref": ref}),))).ok()
+        (warning,) = cache_warnings(built)
+        assert f"cache {ref}: the image has no cache in it: not imported" in warning
+        assert "--cache-to" in warning
+        assert len(built.ran) == 1
 
 
 @pytest.mark.parametrize("form", ["index", "manifest"])

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import subprocess
 import tarfile
 import tempfile
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fixtures import tool
 
 OCI = "application/vnd.oci.image."
 DOCKER = "application/vnd.docker."
@@ -27,24 +26,9 @@ def where(context: Callable[..., Path]) -> Path:
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Iterator[Callable[..., str]]:
+def run(tmp_path: Path) -> Callable[..., str]:
     """Another tool, with a home of its own; the test is skipped where it isn't installed."""
-
-    def call(*args: object) -> str:
-        if not shutil.which(str(args[0])):
-            pytest.skip(f"{args[0]} is not installed")
-        home = {name: str(tmp_path) for name in ("HOME", "XDG_RUNTIME_DIR", "TMPDIR")}
-        done = subprocess.run(
-            [*map(str, args)],
-            capture_output=True,
-            text=True,
-            env={**os.environ, **home},
-            cwd=tmp_path,
-        )
-        assert done.returncode == 0, done.stderr[-2000:]
-        return done.stdout
-
-    yield call
+    return partial(tool, cwd=tmp_path)
 
 
 def read(layout: Path, digest: str) -> Any:

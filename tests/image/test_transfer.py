@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
 import tempfile
 from pathlib import Path
 
 import pytest
+from fixtures import tool
 
 from ocibuildd.errors import NotFound, RegistryError
 from ocibuildd.export.image import OCI
@@ -18,23 +17,6 @@ from ocibuildd.model.oci import DOCKER_MANIFEST, MEDIA_MANIFEST, Platform
 from ocibuildd.model.reference import Reference
 
 HERE = Platform("amd64", "linux")
-
-
-def tool(*args: object, cwd: Path) -> str:
-    """Run another tool with its files under ``cwd``; skip where it isn't installed."""
-    if not shutil.which(str(args[0])):
-        pytest.skip(f"{args[0]} is not installed")
-    environment = {
-        "PATH": os.environ["PATH"],
-        "HOME": str(cwd),
-        "XDG_RUNTIME_DIR": str(cwd),
-        "TMPDIR": str(cwd),
-    }
-    done = subprocess.run(
-        [str(arg) for arg in args], capture_output=True, text=True, env=environment, cwd=cwd
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout
 
 
 async def test_what_was_pushed_is_pulled_elsewhere(make_rig, registry_host, rootfs, flow):

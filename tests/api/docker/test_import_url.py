@@ -2,46 +2,26 @@
 
 from __future__ import annotations
 
-import http.server
 import json
-import threading
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from docker_engine import Engine
+from docker_engine import Engine, Page
+
+from .conftest import Serve
 
 GONE = 'Get "http://127.0.0.1:1/x": dial tcp 127.0.0.1:1: connect: connection refused'
 
 
 @pytest.fixture(scope="module")
-def server(busybox_tar: Path) -> Iterator[str]:
+def server(serve: Serve, busybox_tar: Path) -> str:
     """``127.0.0.1:PORT`` with /root.tar, /cut.tar (half of it), /moved (to the first) and /inside."""
     tar = busybox_tar.read_bytes()
-    bodies = {"/root.tar": tar, "/cut.tar": tar[: len(tar) // 2], "/text": b"no tar at all\n"}
-    places = {"/moved": "/root.tar", "/inside": "http://169.254.169.254/latest"}
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            body = bodies.get(self.path, b"")
-            place = places.get(self.path, "")
-            self.send_response(302 if place else 200 if body else 404)
-            if place:
-                self.send_header("Location", place)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_: Any) -> None:
-            """Say nothing."""
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as served:
-        thread = threading.Thread(target=served.serve_forever)
-        thread.start()
-        yield f"127.0.0.1:{served.server_port}"
-        served.shutdown()
-        thread.join()
+    return serve({
+        "/root.tar": Page(tar), "/cut.tar": Page(tar[: len(tar) // 2]),
+        "/text": Page(b"no tar at all\n"), "/moved": Page(place="/root.tar"),
+        "/inside": Page(place="http://169.254.169.254/latest"),
+    })  # fmt: skip
 
 
 def test_a_root_file_system_comes_by_url_and_its_progress_is_told(engine: Engine, server: str) -> None:

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import base64
 import gzip
-import http.client
-import http.server
 import io
 import json
 import os
 import socket
 import tarfile
-import threading
 import time
-from collections.abc import Iterator
-from typing import Any
 from urllib.parse import quote
 
 import pytest
-from docker_engine import BASE, Engine, Files, tar_of
+from docker_engine import BASE, Engine, Files, Page, tar_of
 from fixtures import Daemon
+
+from .conftest import Serve
 
 
 @pytest.mark.parametrize(
@@ -253,36 +250,18 @@ def test_containers_are_kept_only_in_words_with_rm_false(engine: Engine) -> None
 # --- remote contexts
 
 
-@pytest.fixture
-def server() -> Iterator[str]:
-    """An HTTP server with contexts and Dockerfiles."""
+@pytest.fixture(scope="module")
+def server(serve: Serve) -> str:
+    """The URL of an HTTP server with contexts and Dockerfiles."""
     archive = tar_of({"Dockerfile": BASE + "RUN echo wrong\n", "custom": BASE + "RUN echo right\n"})
-    pages = {
-        "/context.tar": (archive, "application/x-tar"),
-        "/context.tgz": (gzip.compress(archive), "application/octet-stream"),
-        "/dockerfile": (f"{BASE}RUN echo lone\n".encode(), "text/plain"),
-        "/untyped": (f"{BASE}RUN echo lone\n".encode(), "application/octet-stream"),
-        "/page": (b"<!doctype html>", "text/html; charset=utf-8"),
-    }
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            body, kind = pages.get(self.path, (b"", ""))
-            self.send_response(200 if body else 404)
-            self.send_header("Content-Type", kind)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_: Any) -> None:
-            """Say nothing."""
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as served:
-        thread = threading.Thread(target=served.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{served.server_port}"
-        served.shutdown()
-        thread.join()
+    host = serve({
+        "/context.tar": Page(archive, "application/x-tar"),
+        "/context.tgz": Page(gzip.compress(archive)),
+        "/dockerfile": Page(f"{BASE}RUN echo lone\n".encode(), "text/plain"),
+        "/untyped": Page(f"{BASE}RUN echo lone\n".encode()),
+        "/page": Page(b"<!doctype html>", "text/html; charset=utf-8"),
+    })  # fmt: skip
+    return f"http://{host}"
 
 
 @pytest.mark.parametrize(
