@@ -125,6 +125,8 @@ class Applier:
     def _prepare_root(self) -> None:
         below = self.root.stat(b"")
         if below is None:
+            # A layer that says nothing of the root makes it plain, whatever the layers below it say: so do Docker and
+            # Podman (containerd keeps the owner), and the tree fits over any other.
             self.owners.chown(self.tree.root_fd, 0, 0, b"/")
             os.fchmod(self.tree.root_fd, 0o755)
             return
