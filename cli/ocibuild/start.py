@@ -76,11 +76,23 @@ def command() -> list[str]:
     return [sys.executable, "-m", "ocibuildd.daemon"]
 
 
+LOG_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
+
+
 def _log_file() -> str:
+    """The log of a daemon that we start, which can be written.  Raises ClientError."""
     state = os.environ.get("XDG_STATE_HOME") or (os.environ.get("HOME") or "/tmp") + "/.local/state"
     directory = state + "/ocibuildd"
-    os.makedirs(directory, mode=0o700, exist_ok=True)
-    return directory + "/ocibuildd.log"
+    path = directory + "/ocibuildd.log"
+    try:
+        os.makedirs(directory, mode=0o700, exist_ok=True)
+        os.close(os.open(path, LOG_FLAGS, 0o600))
+    except OSError as error:
+        raise ClientError(
+            f"the daemon can't be started: its log {path}: {error.strerror}",
+            "set HOME or XDG_STATE_HOME to a directory that is yours, or start ocibuildd by hand",
+        ) from None
+    return path
 
 
 def _start(path: str) -> Connection:
@@ -116,10 +128,9 @@ def _start(path: str) -> Connection:
 
 def _spawn(command: list[str], log: str) -> int:
     """A child in its own session with its output in ``log`` (kept to the last starts)."""
-    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
     if os.path.exists(log) and os.path.getsize(log) > 4 << 20:
         os.replace(log, log + ".old")
-    output = os.open(log, flags, 0o600)
+    output = os.open(log, LOG_FLAGS, 0o600)
     null = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
     environ = {key: value for key, value in os.environ.items() if key != "NOTIFY_SOCKET"}
     try:

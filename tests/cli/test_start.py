@@ -67,6 +67,21 @@ def test_a_daemon_that_a_client_started_ends_when_idle(home: Path) -> None:
     assert '"message": "ended"' in log
 
 
+def test_a_log_that_cant_be_written_is_said(home: Path) -> None:
+    (home / ".local").write_text("no directory\n")
+    failed = client(home, "images")
+    _, err = failed.communicate(timeout=60)
+    assert failed.returncode == 1
+    assert err.startswith("ERROR: the daemon can't be started: its log ")
+
+
+def test_who_points_docker_at_a_daemon_that_is_not_there_is_told(home: Path) -> None:
+    asked = client(home, "context", "docker")
+    out, err = asked.communicate(timeout=60)
+    assert out == f"export DOCKER_HOST=unix://{home}/run/ocibuildd/ocibuildd.sock\n"
+    assert "`ocibuild start` starts one" in err
+
+
 def test_a_daemon_that_cannot_start_says_why_through_the_client(home: Path) -> None:
     configure(home, "[daemno]\n")
     failed = client(home, "images")

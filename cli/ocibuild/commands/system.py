@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from .. import __version__
@@ -226,6 +227,10 @@ def context_docker(argv: Sequence[str]) -> None:
       -h, --help  Print this
     """
     arguments(context_docker, argv, 0, 0)
-    print(f"export DOCKER_HOST=unix://{escape_lines(socket_path()[0])}")
+    path = socket_path()[0]
+    print(f"export DOCKER_HOST=unix://{escape_lines(path)}")
+    if not os.path.exists(path):  # docker's clients can't start a daemon, as ours does
+        hint = "no daemon is there yet: `ocibuild start` starts one, a socket unit does whenever it is wanted"
+        print(f"hint: {hint}", file=sys.stderr)
 
 
