@@ -18,7 +18,6 @@ from .fingerprints import UNKNOWN, key
 from .select import Found, Match
 from .status import Status, restore
 
-
 _FIELDS: Final = struct.Struct("<QQQqqIQIIqQ32s")
 _AFTER_KEY: Final = struct.Struct("<IQIIqQ32s")
 _new: Callable[..., Any] = tuple.__new__
