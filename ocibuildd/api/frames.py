@@ -24,6 +24,8 @@ from ..errors import BuildError, InvalidArgument
 CONTENT_TYPE = "application/vnd.ocibuild.frames"
 MAX_FRAME = 1 << 20
 READ = 64 << 10
+LINGER = 5.0
+"""Seconds of silence after a process's end in which its pipes are still listened to."""
 SPEC, STDIN, END, RESIZE, SIGNAL = range(5)
 STDOUT, STDERR, EXIT, ERROR = range(1, 5)
 SIGNALS = {"SIGINT": 2, "SIGTERM": 15, "SIGHUP": 1, "SIGQUIT": 3}
@@ -113,6 +115,7 @@ class Session:
         self._size = (rows, columns)
         self._response = web.StreamResponse(headers={"Content-Type": CONTENT_TYPE})
         self._sending = asyncio.Lock()
+        self._sent = 0
         self._master: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._signal = 0
         self._job: asyncio.Future[Mapping[str, Any]] | None = None
@@ -150,6 +153,7 @@ class Session:
     async def _send(self, kind: int, data: bytes) -> None:
         async with self._sending:
             await self._response.write(bytes((kind,)) + len(data).to_bytes(4, "big") + data)
+            self._sent += 1
 
     async def _copy_out(self, fd: int, kind: int) -> None:
         async for data in chunks_of(fd):
@@ -218,8 +222,7 @@ class Session:
                 if not self._signal:
                     raise
                 outcome = {}
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(asyncio.gather(*outputs), 5.0)
+            await self._drain(outputs)
             return outcome
         finally:
             tasks: list[asyncio.Future[Any]] = [job, feeding, *outputs]
@@ -229,6 +232,15 @@ class Session:
             for task in tasks:
                 if not task.cancelled():
                     task.exception()
+
+    async def _drain(self, outputs: Sequence[asyncio.Future[None]]) -> None:
+        """What was written before the end goes to the client, however slowly it reads.  Who still holds the other end
+        of a pipe, and says nothing, isn't waited for."""
+        sent = -1
+        while sent != self._sent or self._sending.locked():
+            sent = self._sent
+            if not (await asyncio.wait(outputs, timeout=LINGER))[1]:
+                return
 
     async def _feed(self, fd: int, ours: set[int]) -> None:
         """Frames from the client: input, its end, the terminal's size, signals."""

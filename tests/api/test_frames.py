@@ -8,8 +8,10 @@ from typing import Any
 
 import aiohttp
 import pytest
+from aiohttp import web
 from patience import PATIENCE, eventually
 
+from ocibuildd.api import frames as frames_module
 from ocibuildd.api.frames import CONTENT_TYPE, END, ERROR, EXIT, SIGNAL, SPEC, STDERR, STDIN, STDOUT
 from ocibuildd.api.services import Services
 from ocibuildd.errors import Unsupported
@@ -97,6 +99,30 @@ async def test_input_reaches_the_process_while_its_output_comes_back(call: Call,
     assert (await answer.content.readexactly(5))[0] == EXIT
     more.put_nowait(b"")
     answer.close()
+
+
+async def test_a_slow_client_gets_all_that_was_written_before_the_end(
+    call: Call, job: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(frames_module, "LINGER", 0.02)
+    begun, reads = asyncio.Event(), asyncio.Event()
+    write = web.StreamResponse.write
+
+    async def slow(response: web.StreamResponse, data: Any) -> None:
+        begun.set()
+        await reads.wait()
+        await write(response, data)
+
+    async def work(_name: str, _spec: Any, fds: list[int], _event: Any) -> dict[str, Any]:
+        os.write(fds[0], b"all of it")
+        await begun.wait()
+        asyncio.get_running_loop().call_later(0.2, reads.set)  # long after the silence that ends it
+        return {"exit_code": 0, "signal": 0, "reason": "exit", "message": ""}
+
+    monkeypatch.setattr(web.StreamResponse, "write", slow)
+    job(work)
+    answer = await call("POST", "/v1/run", data=SPEC_FRAME + frame(END), headers=HEADERS)
+    assert [kind for kind, _ in frames(await answer.read())] == [STDOUT, EXIT]
 
 
 async def test_a_signal_ends_the_process(call: Call, job: Any) -> None:
