@@ -211,7 +211,7 @@ def archive(site: Site, args: Arguments, fds: list[int]) -> dict[str, Any]:
         return dict(layer.archive(directory, fds[0], **_options(site)))
     with site.rooted(args["lowers"]) as root:
         if args.get("files"):
-            return dict(layer.export(root, fds[0]))
+            return dict(layer.export(root, fds[0], clamp=args.get("clamp")))
         return dict(layer.archive(root, fds[0], clamp=args.get("clamp"), **_options(site)))
 
 

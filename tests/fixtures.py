@@ -15,6 +15,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -138,6 +139,20 @@ def tool(*args: object, cwd: Path) -> str:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
+
+
+@contextmanager
+def podman(cwd: Path) -> Iterator[Callable[..., str]]:
+    """podman with a store of its own.  Without root it leaves a process that holds its namespaces: that ends too."""
+    if not shutil.which("podman"):
+        pytest.skip("podman is not installed")
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as short:  # podman wants short paths
+        store = ["--root", f"{short}/p", "--runroot", f"{short}/r", "--storage-driver", "vfs"]
+        run = partial(tool, "podman", *store, cwd=cwd)
+        try:
+            yield run
+        finally:
+            run("system", "migrate")
 
 
 @dataclass(frozen=True)

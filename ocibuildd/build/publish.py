@@ -308,17 +308,17 @@ class Publisher:
 
         trees = Unpacker(self._store, self._nsd)
         for each in order.formed.ready:
-            lowers = await trees.ensure_trees(each.final.chain)
+            args = {"lowers": await trees.ensure_trees(each.final.chain), "clamp": each.plan.epoch}
             if output.type == "tar" or output.dest in ("", "-"):
                 flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
-                await self._archive({"lowers": lowers, "clamp": each.plan.epoch}, path, flags)
+                await self._archive(args, path, flags)
                 continue
             target = path
             if flag(output.attrs, "platform-split", len(order.formed.ready) > 1):
                 target = path / str(each.plan.platform).replace("/", "_")
             target.mkdir(parents=True, exist_ok=True)
             flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-            await self._archive({"lowers": lowers, "files": True}, target, flags)
+            await self._archive({**args, "files": True}, target, flags)
 
     async def _archive(self, args: dict[str, Any], path: Path, flags: int) -> None:
         fd = os.open(path, flags, 0o644)

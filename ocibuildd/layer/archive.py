@@ -13,6 +13,8 @@ from .owners import Owners
 from .walk import changes
 
 PLAIN: Output = {"compression": "none", "level": -1, "clamp": None}
+_NEVER = 1 << 100
+"""After every time, in nanoseconds."""
 
 
 def archive(
@@ -32,12 +34,14 @@ def archive(
     return {"entries": packed["entries"], "bytes": packed["tar_size"]}
 
 
-def export(root_fd: int, dir_fd: int) -> dict[str, int]:
+def export(root_fd: int, dir_fd: int, *, clamp: int | None = None) -> dict[str, int]:
     """Copy everything below ``root_fd`` into the directory ``dir_fd``, as files of this process's user.
 
     Modes (without set-id bits), times and symlinks are kept, hard links become copies; what can't be owned or made by
-    a user (devices, sockets) is left out.  Existing files are replaced, other files stay.  Nothing is followed."""
+    a user (devices, sockets) is left out.  Existing files are replaced, other files stay.  Nothing is followed.
+    clamp: seconds since the epoch that no time may pass."""
     count = size = 0
+    latest = _NEVER if clamp is None else clamp * 10**9
     with plain_umask():
         times: list[tuple[bytes, int]] = []
         for change in changes(None, root_fd, Owners()):
@@ -47,22 +51,18 @@ def export(root_fd: int, dir_fd: int) -> dict[str, int]:
             count += 1
             parent = _parent(dir_fd, change.path)
             try:
+                mtime_ns = min(status.st_mtime_ns, latest)
                 if stat.S_ISDIR(status.st_mode):
                     _directory(parent, change.name, status)
-                    times.append((change.path, status.st_mtime_ns))
+                    times.append((change.path, mtime_ns))
                 else:
-                    size += _other(parent, change.name, change.directory[1], status)
+                    size += _other(parent, change.name, change.directory[1], status, mtime_ns)
             finally:
                 os.close(parent)
         for path, mtime_ns in reversed(times):
             parent = _parent(dir_fd, path)
             try:
-                os.utime(
-                    path.rpartition(b"/")[2],
-                    ns=(mtime_ns, mtime_ns),
-                    dir_fd=parent,
-                    follow_symlinks=False,
-                )
+                _set_time(parent, path.rpartition(b"/")[2], mtime_ns)
             finally:
                 os.close(parent)
     return {"entries": count, "bytes": size}
@@ -91,7 +91,7 @@ def _directory(parent: int, name: bytes, status: os.stat_result) -> None:
     os.chmod(name, status.st_mode & 0o777 | 0o700, dir_fd=parent)
 
 
-def _other(parent: int, name: bytes, source: int, status: os.stat_result) -> int:
+def _other(parent: int, name: bytes, source: int, status: os.stat_result, mtime_ns: int) -> int:
     mode = status.st_mode
     if not (stat.S_ISREG(mode) or stat.S_ISLNK(mode) or stat.S_ISFIFO(mode)):
         return 0
@@ -105,9 +105,12 @@ def _other(parent: int, name: bytes, source: int, status: os.stat_result) -> int
         os.mkfifo(name, mode & 0o777, dir_fd=parent)
     else:
         _copy(parent, name, source, mode)
-    times = (status.st_mtime_ns, status.st_mtime_ns)
-    os.utime(name, ns=times, dir_fd=parent, follow_symlinks=False)
+    _set_time(parent, name, mtime_ns)
     return status.st_size if stat.S_ISREG(mode) else 0
+
+
+def _set_time(parent: int, name: bytes, mtime_ns: int) -> None:
+    os.utime(name, ns=(mtime_ns, mtime_ns), dir_fd=parent, follow_symlinks=False)
 
 
 def _copy(parent: int, name: bytes, source: int, mode: int) -> None:

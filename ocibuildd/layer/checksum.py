@@ -17,7 +17,7 @@ from .fingerprints import Fingerprints, key, now
 from .missing import dangling, near
 from .owners import Owners, has_xattrs, read_xattrs
 from .scan import Scan
-from .select import Found, Match, Selector, Source, unreadable
+from .select import BATCH, Found, Match, Selector, Source, unreadable
 from .sink import data_digest, identity
 
 MAX_EXPLAINED: Final = 2000
@@ -25,8 +25,6 @@ MAX_TARGET: Final = 200
 _LINK: Final = b"%o" % stat.S_IFLNK
 """Files whose own digests are reported, for explaining a cache miss."""
 READ: Final = 1 << 20
-BATCH: Final = 1000
-"""Files whose records are held at a time."""
 _OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
@@ -70,7 +68,7 @@ class _Summer:
         self.count = self.bytes = 0
         self._stamp = hashlib.sha256()
         self._keys: list[bytes] = []
-        """What ``select.stamp`` has of each file but directories."""
+        """What ``scan.stamp`` has of each file but directories."""
         self._fd = -1
         self._place: bytes | None = None
 
@@ -127,7 +125,7 @@ class _Summer:
             self._take(files, prefix + match.base, shown.rpartition("/")[0])
 
     def _take(self, files: list[Found], prefix: bytes, shown: str) -> None:
-        """Digest files, some at a time: the records of all would take as much memory as the walk."""
+        """Digest files, so many at a time."""
         lead = prefix + b"/" if prefix else b""
         for at in range(0, len(files), BATCH):
             self._records(

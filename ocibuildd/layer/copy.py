@@ -19,7 +19,8 @@ from .modes import parents_mode, parse_mode, parse_owner
 from .owners import Owners, read_xattrs
 from .paths import Root, clean, split
 from .plan import Node, Plan
-from .select import Found, Match, Selector, Source, stamp, unreadable
+from .scan import stamp
+from .select import Found, Match, Selector, Source, unreadable
 from .sink import LayerSink, Reuse
 from .status import AnyStatus
 

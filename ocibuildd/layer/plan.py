@@ -240,13 +240,14 @@ class Plan:
 
     def entries(self) -> list[tuple[bytes, Node]]:
         """What goes into the layer, in walking order: what changed, and the directories above it."""
-        needed = {path for path, node in self.nodes.items() if node.changed}
-        for parent in {path[: max(path.rfind(b"/"), 0)] for path in needed}:
-            while parent and parent not in needed:
-                needed.add(parent)
+        above: set[bytes] = set()
+        for parent in {path[: max(path.rfind(b"/"), 0)] for path, node in self.nodes.items() if node.changed}:
+            while parent and parent not in above:
+                above.add(parent)
                 parent = paths.split(parent)[0]
-        needed.discard(b"")
-        chosen = [item for item in self.nodes.items() if item[0] in needed]  # sorted, nearly
+        chosen = [  # sorted, nearly
+            item for item in self.nodes.items() if item[0] and (item[1].changed or item[0] in above)
+        ]
         chosen.sort(key=lambda item: item[0].replace(b"/", b"\0"))
         return chosen
 

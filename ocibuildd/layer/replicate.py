@@ -14,7 +14,8 @@ import stat
 from ..ports import CopySpec
 from .missing import refuse
 from .paths import Root, split
-from .select import Found, Match, Selector, Source, stamp, unreadable
+from .scan import stamp
+from .select import Found, Match, Selector, Source, unreadable
 from .status import Status
 
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC

@@ -6,16 +6,18 @@ of ours only: ``marshal`` is no format for strangers.  Per file: 140 bytes and i
 
 from __future__ import annotations
 
+import hashlib
 import marshal
 import os
+import stat
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from ..errors import InvalidArgument
 from .fingerprints import UNKNOWN, key
-from .select import Found, Match
+from .select import BATCH, Found, Match
 from .status import Status, restore
 
 _FIELDS: Final = struct.Struct("<QQQqqIQIIqQ32s")
@@ -102,6 +104,18 @@ class Scan:
         while view:
             view = view[os.write(fd, view) :]
         return dump
+
+
+def stamp(matches: Iterable[Match]) -> str:
+    """A digest of the inodes and times of selected files: while it is the same, so are they."""
+    total = hashlib.sha256()
+    for match in matches:
+        for at in range(0, len(match.files), BATCH):
+            total.update(b"".join([
+                key(found[3]) + found[0] for found in match.files[at : at + BATCH]
+                if not stat.S_ISDIR(found[3].st_mode)
+            ]))  # fmt: skip
+    return total.hexdigest()
 
 
 def _statuses(packed: bytes) -> list[Status]:

@@ -8,17 +8,15 @@ it, symlinks below are taken as they are; ``*`` stays within a directory (Go's p
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ..errors import BuildError, InvalidArgument, TooLarge
 from ..model import patterns
 from ..ports import CopySpec
-from .fingerprints import key
 from .owners import has_xattrs
 from .paths import Root, is_whiteout, split
 from .status import Status, narrow
@@ -30,6 +28,8 @@ MAX_FILES: Final = 5_000_000
 """Files of one selection."""
 ATTEMPTS: Final = 5
 """Tries to list a directory in which files come and go."""
+BATCH: Final = 1000
+"""Files of which something is made at a time: made of all at once it would take as much memory as the walk."""
 MAX_OPEN: Final = 64
 """Directories above the one that is being listed that are kept open."""
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
@@ -463,22 +463,6 @@ class Selector:
 def _literal(path: str) -> bytes:
     """A path without wildcards as it is on the disk."""
     return os.fsencode(path.replace("\\", "") if "\\" in path else path)
-
-
-def stamp(matches: Iterable[Match]) -> str:
-    """A digest of the inodes and times of selected files: while it is the same, so are they."""
-    total = hashlib.sha256()
-    for match in matches:
-        total.update(
-            b"".join(
-                [
-                    key(found[3]) + found[0]
-                    for found in match.files
-                    if found[3].st_mode & _KIND != _IS_DIRECTORY
-                ]
-            )
-        )
-    return total.hexdigest()
 
 
 def unreadable(error: OSError) -> BuildError | OSError:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import tarfile
-import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fixtures import tool
+from fixtures import podman, tool
 
 OCI = "application/vnd.oci.image."
 DOCKER = "application/vnd.docker."
@@ -188,9 +187,7 @@ def test_a_repository_has_a_digest_once_it_was_pushed_or_pulled(
     assert digests() == before
 
 
-def test_podman_loads_both_kinds_of_archive(
-    daemon: Any, where: Path, tmp_path: Path, run: Callable[..., str]
-) -> None:
+def test_podman_loads_both_kinds_of_archive(daemon: Any, where: Path, tmp_path: Path) -> None:
     for kind in ("docker", "oci"):
         daemon.ok(
             "build",
@@ -200,18 +197,7 @@ def test_podman_loads_both_kinds_of_archive(
             f"type={kind},dest={tmp_path}/{kind}.tar",
             where,
         )
-    with tempfile.TemporaryDirectory(
-        ignore_cleanup_errors=True
-    ) as short:  # podman wants short paths
-        tool = [
-            "podman",
-            "--root",
-            f"{short}/p",
-            "--runroot",
-            f"{short}/r",
-            "--storage-driver",
-            "vfs",
-        ]
+    with podman(tmp_path) as run:
         for kind in ("docker", "oci"):
-            assert f"e2e/load:{kind}" in run(*tool, "load", "-i", tmp_path / f"{kind}.tar")
-        run(*tool, "rmi", "--all", "--force")
+            assert f"e2e/load:{kind}" in run("load", "-i", tmp_path / f"{kind}.tar")
+        run("rmi", "--all", "--force")

@@ -213,3 +213,10 @@ def test_a_tar_of_the_files_has_no_time_after_the_epoch(daemon: Any, context: An
     with tarfile.open(tmp_path / "files.tar") as files:
         assert files.getmember("late").mtime == FIXED
         assert max(each.mtime for each in files) == FIXED
+
+
+def test_files_written_out_have_no_time_after_the_epoch(daemon: Any, context: Any, tmp_path: Path) -> None:
+    path = context(Dockerfile="FROM busybox\nRUN mkdir /new && touch /new/late && ln -s late /new/link\n")
+    daemon.ok("build", "--build-arg", f"SOURCE_DATE_EPOCH={FIXED}", "-o", tmp_path / "out", path)
+    found = {name: (tmp_path / "out" / name).lstat().st_mtime for name in ("new", "new/late", "new/link")}
+    assert found == dict.fromkeys(found, FIXED)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from pathlib import Path
 
 import pytest
-from fixtures import tool
+from fixtures import podman, tool
 
 from ocibuildd.errors import NotFound, RegistryError
 from ocibuildd.export.image import OCI
@@ -296,27 +295,16 @@ async def test_layers_that_lack_their_parents_are_unpacked_over_them(
 
 async def test_podman_pulls_what_we_pushed(rig, registry_host, flow, tar, tmp_path):
     busybox = shutil.which("busybox")
-    if not busybox or not shutil.which("podman"):
-        pytest.skip("busybox or podman is not installed")
+    if not busybox:
+        pytest.skip("busybox is not installed")
     data = tar({"bin/": b"", "bin/busybox": Path(busybox).read_bytes()})
     await rig.images.import_rootfs(
         flow(data), f"{registry_host}/bb:1", changes=['CMD ["/bin/busybox", "true"]']
     )
     await rig.images.push(f"{registry_host}/bb:1")
-    with tempfile.TemporaryDirectory(
-        ignore_cleanup_errors=True
-    ) as short:  # podman wants short paths
-        root = [
-            "podman",
-            "--root",
-            f"{short}/p",
-            "--runroot",
-            f"{short}/r",
-            "--storage-driver",
-            "vfs",
-        ]
-        tool(*root, "pull", "--tls-verify=false", f"{registry_host}/bb:1", cwd=tmp_path)
-        shown = json.loads(tool(*root, "inspect", f"{registry_host}/bb:1", cwd=tmp_path))
+    with podman(tmp_path) as run:
+        run("pull", "--tls-verify=false", f"{registry_host}/bb:1")
+        shown = json.loads(run("inspect", f"{registry_host}/bb:1"))
     assert shown[0]["Id"] == rig.images.find(f"{registry_host}/bb:1").id.hex
 
 
@@ -327,11 +315,9 @@ async def test_what_podman_pushed_is_pulled(
     layers = [rootfs, tar({"etc/second": b"2\n"})]
     (tmp_path / "in.tar").write_bytes(legacy(layers, ["localhost/in:1"]))
     name = f"{registry_host}/podman:1"
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as short:
-        root = ["--root", f"{short}/p", "--runroot", f"{short}/r", "--storage-driver", "vfs"]
-        tool("podman", *root, "load", "-i", tmp_path / "in.tar", cwd=tmp_path)
-        push = ["push", "--tls-verify=false", *form, "localhost/in:1", name]
-        tool("podman", *root, *push, cwd=tmp_path)
+    with podman(tmp_path) as run:
+        run("load", "-i", tmp_path / "in.tar")
+        run("push", "--tls-verify=false", *form, "localhost/in:1", name)
     await rig.images.pull(name)
     assert {"etc/motd", "etc/second"} <= await rig.tree_names(name)
     kinds = {layer["mediaType"] for layer in rig.images.inspect(name).manifest["layers"]}
