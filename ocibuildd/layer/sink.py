@@ -32,8 +32,8 @@ SEGMENT_MIN: Final = 256 << 10
 """A segment ends at an entry once it has so many bytes and the entry's name says so (see ``_ends_at``)."""
 SEGMENT_MAX: Final = 1 << 20
 """A segment has no more bytes than this and one small entry; big files are cut at multiples of it."""
-IN_FLIGHT: Final = 1
-"""Segments between the caller and the file beside two a compressing thread: twice as many mebibytes, at most."""
+IN_FLIGHT: Final = 2
+"""Segments a compressing thread between the caller and the file: twice as many mebibytes, at most."""
 WRITEBACK: Final = 4 << 20
 """Bytes after which the kernel is told to begin to write: whoever syncs the file has little to wait for."""
 MAX_KEPT: Final = 8192
@@ -146,7 +146,7 @@ class LayerSink:
         self._handed_over = 0
         self._entries = 0
         self._started: list[threading.Thread] = []
-        self._free = threading.Semaphore(IN_FLIGHT + 2 * self._threads)
+        self._free = threading.Semaphore(IN_FLIGHT * self._threads)
         self._queues: list[queue.SimpleQueue[Segment | None]] = []
         self._failed: BaseException | None = None
 
