@@ -28,7 +28,7 @@ from .services import Services, services
 
 CHECK_BATCH = 64
 """Blobs that are verified in one go of a thread."""
-PRUNE_PATIENCE = 0.45
+PRUNE_PATIENCE = 0.75
 """Seconds that a prune waits for the files of what it removed (``Maintenance.collect``): a few hundred images."""
 _CACHE_FILTERS = frozenset({
     "id", "type", "description", "inuse", "shared", "private", "parents", "mutable", "immutable",
