@@ -22,7 +22,7 @@ file system.  Owners in trees are "container id + ``Capabilities.shift``" (1 in 
     pack         {sources, copy, lowers, output} → Packed              fds: blob, source directories …
     checksum     {source, paths, …} → Checksum                         fds: [source directory]
     lookup       {lowers, stat, read, heads: [...]} → {stat, read, head: {...}}
-    archive      {lowers} → {}                                         fds: output    (tar/local outputs)
+    archive      {lowers, clamp, files} → {}                           fds: output    (tar/local outputs)
     compare      {lowers_a, lowers_b} → {changes: [[kind, path, size], …]}
                  with ``blame``: [[kind, path, size, [what differs, …]], …]
     unpack       {path, limits} → {files, bytes, skipped, newest}      fds: input     (a tar as plain files)

@@ -7,7 +7,7 @@ import os
 import pytest
 
 from ocibuildd.errors import InvalidArgument
-from ocibuildd.layer import checksum, copy, select, sink
+from ocibuildd.layer import checksum, copy, scan, select, sink
 from ocibuildd.layer.fingerprints import Fingerprints
 from ocibuildd.layer.scan import Scan
 from ocibuildd.layer.sink import Reuse
@@ -37,14 +37,26 @@ def context(tmp_path, monkeypatch):
 def scanned(context, spec=SPEC, paths=(".",), **more):
     """A source with its scan, as a job gets it."""
     fd = os.open(context, os.O_PATH | os.O_DIRECTORY)
-    scan = Scan()
+    walked = Scan()
     files = select.Source(fd=fd, paths=paths, **more)
-    checksum.checksum(files, spec, fingerprints=Fingerprints(), scan=scan)
-    scan_fd = scan.memfd()
+    checksum.checksum(files, spec, fingerprints=Fingerprints(), scan=walked)
+    scan_fd = walked.memfd()
     try:
         return select.Source(fd=fd, paths=paths, scan=Scan.read(scan_fd), **more)
     finally:
         os.close(scan_fd)
+
+
+@pytest.mark.parametrize("batch", [1, 7])
+def test_how_many_files_are_digested_at_a_time_changes_nothing(context, monkeypatch, batch):
+    fd = os.open(context, os.O_PATH | os.O_DIRECTORY)
+    source = select.Source(fd=fd, paths=(".", "d1", "big"))
+    whole = checksum.checksum(source, SPEC)
+    for module in (checksum, scan):
+        monkeypatch.setattr(module, "BATCH", batch)
+    assert checksum.checksum(source, SPEC) == whole
+    assert scan.stamp(select.Selector(source, SPEC).run()) == whole["stamp"]
+    os.close(fd)
 
 
 def packed(context, source, spec=SPEC, **more):
